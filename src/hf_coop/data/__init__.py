@@ -1,0 +1,1 @@
+"""Few-shot data: sampling, folders and Hub data sets, images."""

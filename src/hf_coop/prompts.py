@@ -1,0 +1,221 @@
+"""The token layout of K class prompts: what all classes share, each class's rest, where EOS sits.
+
+A class prompt is `<context> <name>.` between the tokenizer's SOS and EOS (CoOp, arXiv 2109.01134, section 3.2).
+Everything before the first token that differs between classes is the *prefix*, encoded once; what follows, up to
+and including EOS, is the class's *tail*. Nothing comes after EOS: the tower is causal and only EOS is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
+MAX_CLASSES = 100_000
+CONTEXT = -1  # stands for the next context vector in a sequence of token ids
+
+
+def clean_classname(name: str) -> str:
+    """The words of a class name as they stand in the prompt: underscores become spaces, white space is single."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def check_classnames(classnames: Any) -> list[str]:
+    """Return `classnames` as a list, or raise.
+
+    Args:
+        classnames (`Sequence[str]`): one name a class, in label order.
+
+    Raises:
+        TypeError: not a sequence of strings.
+        ValueError: no names, too many of them, a blank name, or two names whose prompts would be the same.
+    """
+    if isinstance(classnames, (str, bytes)) or not isinstance(classnames, Iterable):
+        raise TypeError(f"classnames must be a list of strings, one a class, got {classnames!r}")
+    names = list(classnames)
+    if not names:
+        raise ValueError("classnames is empty: give at least one class name")
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"{len(names)} class names given, at most {MAX_CLASSES} are supported")
+    first_label: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"class name {label} is {name!r} of type {type(name).__name__}: names must be strings")
+        words = clean_classname(name).casefold()
+        if not words:
+            raise ValueError(f"class name {label} is blank ({name!r}): every class needs a name")
+        if words in first_label:
+            other = first_label[words]
+            raise ValueError(
+                f"duplicate class names: {names[other]!r} (label {other}) and {name!r} (label {label}) make the "
+                "same prompt, so nothing could tell them apart; rename one"
+            )
+        first_label[words] = label
+    return names
+
+
+class TokenizedClassnames(NamedTuple):
+    """Class names as token ids, all that an adapter needs to do without a tokenizer.
+
+    Attributes:
+        token_ids: per class `[SOS, *name, ".", EOS]`, as tokenised in one string with the full stop.
+        name_lengths: per class the number of tokens of the bare name: where "middle" and "front" split.
+    """
+
+    token_ids: list[list[int]]
+    name_lengths: list[int]
+
+
+def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedClassnames:
+    """Tokenise `<name>.` for each class name with a CLIP tokenizer.
+
+    The context in front does not change these tokens, since CLIP's BPE never merges across white space.
+    """
+    names = [clean_classname(name) for name in classnames]
+    token_ids = tokenizer([f"{name}." for name in names])["input_ids"]
+    name_ids = tokenizer(names, add_special_tokens=False)["input_ids"]
+    for name, ids in zip(classnames, name_ids, strict=True):
+        if not ids:
+            raise ValueError(f"class name {name!r} has no tokens in this model's vocabulary; use other words")
+    return TokenizedClassnames([list(ids) for ids in token_ids], [len(ids) for ids in name_ids])
+
+
+class Bucket(NamedTuple):
+    """`n_tails` tails of the same `length` that lie next to each other from token `start` of the tails."""
+
+    start: int
+    n_tails: int
+    length: int
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """K class prompts as one shared prefix and K tails, sorted by length so that equal ones form dense buckets.
+
+    Ids are token ids, with `CONTEXT` where a context vector goes; `prefix_context` and `tail_context` say which
+    context vector goes into each of those places, in order.
+
+    Attributes:
+        prefix: P ids that start every prompt.
+        tails: K lists of ids, in order of length.
+        prefix_context: context vectors in the prefix.
+        tail_context: context vectors in the tails, tail after tail.
+        order: (K,) the class of each tail.
+    """
+
+    prefix: list[int]
+    tails: list[list[int]]
+    prefix_context: list[int]
+    tail_context: list[int]
+    order: list[int]
+
+    @classmethod
+    def build(
+        cls,
+        names: TokenizedClassnames,
+        n_ctx: int,
+        class_token_position: str = "end",
+        class_specific_context: bool = False,
+    ) -> PromptLayout:
+        """Lay out the prompts of K tokenised class names around `n_ctx` context vectors.
+
+        Args:
+            names: see `tokenize_classnames`.
+            n_ctx (`int`): context vectors in each prompt, M.
+            class_token_position (`str`): "end" `[V]_1…[V]_M name .`, "middle" (the name after the first `M // 2`
+                vectors) or "front".
+            class_specific_context (`bool`): each class has M vectors of its own (CSC): class k's vector m is number
+                `k * M + m`. Then, and in front, only SOS is shared.
+        """
+        half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token_position]
+        shared = 0 if class_specific_context else half
+        order = sorted(range(len(names.token_ids)), key=lambda k: len(names.token_ids[k]))
+        tails: list[list[int]] = []
+        tail_context: list[int] = []
+        for k in order:
+            _, *words = names.token_ids[k]
+            split = 0 if class_token_position == "end" else names.name_lengths[k]
+            context = [CONTEXT] * (half - shared)
+            tails.append(context + words[:split] + [CONTEXT] * (n_ctx - half) + words[split:])
+            first = k * n_ctx if class_specific_context else 0
+            tail_context.extend(range(first + shared, first + n_ctx))
+        sos = names.token_ids[0][0]
+        return cls([sos] + [CONTEXT] * shared, tails, list(range(shared)), tail_context, order)
+
+    def __len__(self) -> int:
+        return len(self.tails)
+
+    @property
+    def prefix_length(self) -> int:
+        """P, the number of tokens that all prompts share."""
+        return len(self.prefix)
+
+    @cached_property
+    def n_tail_tokens(self) -> int:
+        """Sum of the tails' lengths, EOS included."""
+        return sum(map(len, self.tails))
+
+    @property
+    def longest(self) -> int:
+        """Number of positions that the longest prompt takes."""
+        return self.prefix_length + len(self.tails[-1])
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The tails in runs of equal length."""
+        buckets, start = [], 0
+        for length, run in groupby(map(len, self.tails)):
+            count = len(list(run))
+            buckets.append(Bucket(start, count, length))
+            start += count * length
+        return buckets
+
+    def select(self, start: int, stop: int) -> PromptLayout:
+        """The layout of tails `start` to `stop` alone; its `order` still names the original classes."""
+        before = sum(tail.count(CONTEXT) for tail in self.tails[:start])
+        inside = sum(tail.count(CONTEXT) for tail in self.tails[start:stop])
+        tail_context = self.tail_context[before : before + inside]
+        return PromptLayout(
+            self.prefix, self.tails[start:stop], self.prefix_context, tail_context, self.order[start:stop]
+        )
+
+    def check_fits(self, max_positions: int, classnames: Sequence[str]) -> None:
+        """Raise `ValueError` if the longest prompt takes more than the text tower's `max_positions`."""
+        if self.longest > max_positions:
+            name = classnames[self.order[-1]]
+            raise ValueError(
+                f"the prompt of class name {name!r} takes {self.longest} positions (context, name, full stop, start "
+                f"and end tokens), but the text tower has {max_positions}: shorten the name or lower n_ctx"
+            )
+
+    @cached_property
+    def _host(self) -> dict[str, torch.Tensor]:
+        ids = torch.tensor(self.prefix + [i for tail in self.tails for i in tail])
+        lengths = torch.tensor([len(tail) for tail in self.tails])
+        positions = [*range(self.prefix_length)]
+        for tail in self.tails:
+            positions.extend(range(self.prefix_length, self.prefix_length + len(tail)))
+        context_at = (ids == CONTEXT).nonzero()[:, 0]
+        return {
+            "ids": ids.masked_fill(ids == CONTEXT, 0),  # (P + T,)
+            "positions": torch.tensor(positions),  # (P + T,)
+            "context_at": context_at,  # (C,) places of the context vectors
+            "context": torch.tensor(self.prefix_context + self.tail_context, dtype=torch.long),  # (C,) which they are
+            "eos": lengths.cumsum(0) - 1,  # (K,) within the tails
+            "class_order": torch.argsort(torch.tensor(self.order)),  # (K,) tails back to label order
+        }
+
+    @cached_property
+    def _on_device(self) -> dict[torch.device, dict[str, torch.Tensor]]:
+        return {}
+
+    def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The layout's index tensors on `device`, copied there once."""
+        if device not in self._on_device:
+            self._on_device[device] = {name: tensor.to(device) for name, tensor in self._host.items()}
+        return self._on_device[device]

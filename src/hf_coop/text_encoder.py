@@ -1,0 +1,140 @@
+"""Class prompts to class features, each shared prefix encoded once.
+
+The published code runs K x 77 tokens through the text tower. The tower is causal and only EOS is read, so the
+hidden states of a shared prefix are the same for every class and nothing after EOS matters: P + sum(tail lengths)
+tokens give the same features to float rounding. The tokens form one sequence, so that every linear layer sees each
+of them once; prefix and tails part only inside the attention function.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from .prompts import PromptLayout
+
+SHARED_PREFIX_ATTENTION = "hf_coop_shared_prefix"
+
+
+def encode_prompts(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
+    """Encode the prompts of `layout` with G contexts through CLIP's text tower, up to the pooled EOS state.
+
+    Equal to running each prompt alone through `text_model` (embeddings, encoder, final layer norm, EOS pooling).
+    With gradient checkpointing switched on in `text_model`, its layers recompute in the backward pass as usual.
+
+    Args:
+        text_model (`CLIPTextModel`): the frozen tower.
+        layout (`PromptLayout`): K prompts.
+        ctx (`torch.Tensor` of shape `(G, C, dim)`): G sets of the C context vectors that `layout` numbers.
+
+    Returns:
+        `torch.Tensor` of shape `(G, K, dim)`: pooled features in label order, before the text projection.
+    """
+    hidden = _embed(text_model.embeddings, layout, ctx)  # (1, G * P + G * T, dim)
+    encoder = _with_shared_prefix_attention(text_model.encoder)
+    groups, dim = ctx.shape[0], hidden.shape[-1]
+    hidden = encoder(inputs_embeds=hidden, attention_mask=None, prompt_layout=layout).last_hidden_state
+    tails = hidden[0, groups * layout.prefix_length :].view(groups, -1, dim)  # (G, T, dim)
+    index = layout.tensors(hidden.device)
+    eos = tails[:, index["eos"][index["class_order"]]]  # (G, K, dim)
+    return text_model.final_layer_norm(eos)
+
+
+def _embed(embeddings: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
+    """Input embeddings: all prefixes, then all tails, context vectors in their places, positions added."""
+    index = layout.tensors(ctx.device)
+    words = embeddings.token_embedding(index["ids"])  # (P + T, dim)
+    places = index["context_at"][:, None].expand(-1, words.shape[-1])
+    vectors = ctx.to(words.dtype)[:, index["context"]]  # (G, C, dim)
+    groups = ctx.shape[0]
+    embeds = words.expand(groups, -1, -1).scatter(1, places.expand(groups, -1, -1), vectors)
+    embeds = embeds + embeddings.position_embedding(index["positions"])
+    prefixes, tails = embeds.tensor_split([layout.prefix_length], dim=1)
+    return torch.cat([prefixes.flatten(0, 1), tails.flatten(0, 1)])[None]
+
+
+def _with_shared_prefix_attention(encoder: nn.Module) -> nn.Module:
+    """A view of `encoder`: same weights, buffers and hooks, but attending by `shared_prefix_attention`.
+
+    Only module objects are copied, not tensors, which costs microseconds. The original and its config stay
+    untouched, so ordinary text encoding is what it was, in other threads and in a later backward pass too.
+    """
+    config = copy.copy(encoder.config)
+    config._attn_implementation = SHARED_PREFIX_ATTENTION
+
+    def view(module: nn.Module, **children: nn.Module) -> nn.Module:
+        module = copy.copy(module)
+        module._modules = {**module._modules, **children}
+        return module
+
+    def layer_view(layer: nn.Module) -> nn.Module:
+        attention = copy.copy(layer.self_attn)
+        attention.config = config
+        return view(layer, self_attn=attention)
+
+    return view(encoder, layers=nn.ModuleList(map(layer_view, encoder.layers)))
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    prompt_layout: PromptLayout,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of G prefixes among themselves and of each class's tail to its group's prefix and itself.
+
+    Plain matrix products: on CPU the backward pass of fused attention is several times slower on many tiny
+    sequences. Tails of equal length are one batch, so nothing is padded or masked beyond causality.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(1, heads, G * P + G * T, head_dim)`).
+        prompt_layout (`PromptLayout`): where the prefix ends and the tails begin.
+
+    Returns:
+        The attended values `(1, G * P + G * T, heads, head_dim)`, and no weights.
+    """
+    P, T = prompt_layout.prefix_length, prompt_layout.n_tail_tokens
+    groups = query.shape[2] // (P + T)
+
+    def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        prefixes, tails = states[0].split([groups * P, groups * T], dim=1)
+        return prefixes.unflatten(1, (groups, P)), tails.unflatten(1, (groups, T))  # (H, G, P | T, d)
+
+    (q_prefix, q_tails), (k_prefix, k_tails), (v_prefix, v_tails) = map(split, (query * scaling, key, value))
+    weights = _softmax(_causal(q_prefix @ k_prefix.mT))
+    out = [(weights @ v_prefix).flatten(1, 2)]
+
+    tails_out = []
+    for start, count, length in prompt_layout.buckets:
+        q, k, v = (x[:, :, start : start + count * length] for x in (q_tails, k_tails, v_tails))
+        q_own, k_own, v_own = (x.unflatten(2, (count, length)) for x in (q, k, v))  # (H, G, n, L, d)
+        to_prefix = (q @ k_prefix.mT).unflatten(2, (count, length))  # (H, G, n, L, P)
+        to_own = _causal(q_own @ k_own.mT)  # (H, G, n, L, L)
+        weights = _softmax(torch.cat([to_prefix, to_own], dim=-1))
+        from_prefix, from_own = weights.split([P, length], dim=-1)
+        attended = from_prefix.flatten(2, 3) @ v_prefix + (from_own @ v_own).flatten(2, 3)  # (H, G, n * L, d)
+        tails_out.append(attended)
+    out.append(torch.cat(tails_out, dim=2).flatten(1, 2))
+    return torch.cat(out, dim=1).transpose(0, 1)[None], None
+
+
+def _causal(scores: torch.Tensor) -> torch.Tensor:
+    """Hide each query's later keys in square `scores` `(…, L, L)`."""
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, torch.finfo(scores.dtype).min)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the keys, in fp32 as transformers' eager attention does."""
+    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention)

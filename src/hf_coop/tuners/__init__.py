@@ -1,0 +1,1 @@
+"""The PEFT methods of hf-coop, one folder each: config, layer, model."""

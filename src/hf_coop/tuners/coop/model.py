@@ -1,0 +1,147 @@
+"""`CoOpModel`: puts CoOp prompts on a CLIPModel, the way PEFT's own tuners do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers import AutoTokenizer, CLIPModel
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from .config import PromptConfig
+from .layer import CoOpLayer
+
+LEGACY_EOS_TOKEN_ID = 2  # what old CLIP configs say; such towers pool at the highest token id, which is EOS
+
+
+class CoOpModel(BaseTuner):
+    """The CoOp tuner (arXiv 2109.01134): freezes CLIP and trains context vectors at the input of its text tower.
+
+    Made by `peft.get_peft_model(clip, CoOpConfig(classnames=[…]))` or by [`HFCoOp`].
+
+    Args:
+        model (`CLIPModel`): the model to adapt.
+        config ([`CoOpConfig`]): what to learn.
+        adapter_name (`str`): defaults to `"default"`.
+
+    Raises:
+        ValueError: the model is no CLIP with a causal text tower, no tokenizer is found, or a prompt is too long.
+    """
+
+    prefix: str = "prompt_learner"
+    tuner_layer_cls = CoOpLayer
+    target_module_mapping = {"clip": ["text_model"]}  # noqa: RUF012 - as in PEFT's tuners
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._temperature_hook = model.register_forward_hook(self._apply_learned_temperature)
+
+    def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
+        """Every check that needs the model, before anything of it is changed."""
+        if not isinstance(model, CLIPModel):
+            raise ValueError(
+                f"{type(peft_config).__name__} needs a transformers.CLIPModel (a CLIP with a causal text tower), "
+                f"got {type(model).__name__}"
+            )
+        config = model.config.text_config
+        if peft_config.needs_tokenizer:
+            peft_config.tokenize(load_tokenizer(peft_config, model))
+        largest = max(i for ids in peft_config.token_ids or [] for i in ids)
+        eos = (peft_config.token_ids or [])[0][-1]
+        if largest >= config.vocab_size or config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
+            raise ValueError(
+                f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
+                f"{model.name_or_path!r} ({config.vocab_size} tokens, end token {config.eos_token_id}): "
+                "it was made for a model with another tokenizer"
+            )
+        peft_config.layout().check_fits(config.max_position_embeddings, peft_config.classnames)
+        if peft_config.revision is None:
+            peft_config.revision = getattr(model.config, "_commit_hash", None)
+
+    def _create_and_replace(
+        self,
+        peft_config: PromptConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config, self.model)
+        else:
+            layer = self.tuner_layer_cls(target, adapter_name, peft_config, self.model)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _apply_learned_temperature(self, clip: CLIPModel, args: Any, output: Any) -> CLIPOutput | None:
+        """Forward hook: CLIP's logits at the active adapter's own `logit_scale`, where it has one."""
+        layer = clip.text_model
+        if not isinstance(output, CLIPOutput) or not isinstance(layer, CoOpLayer) or layer.disable_adapters:
+            return None
+        scale = getattr(layer.active_learner, "logit_scale", None)
+        if scale is None:
+            return None
+        output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
+        output.logits_per_text = output.logits_per_image.t()
+        return output
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        """Give back the plain CLIPModel; prompts cannot be merged into its weights."""
+        if merge:
+            raise ValueError("learned prompts cannot be merged into CLIP's weights; use unload() to take them off")
+        self._temperature_hook.remove()
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f".{cls.prefix}.{adapter_name}.", f".{cls.prefix}.")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        expected = {
+            name: parameter for name, parameter in model.named_parameters() if f".{cls.prefix}.{adapter_name}." in name
+        }
+        check_adapter_tensors(
+            {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in expected.items()},
+            {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in remapped.items()},
+        )
+        return remapped
+
+
+def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` unless `found` has just the names and shapes of `expected` and is finite throughout."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"adapter_model.safetensors does not fit adapter_config.json: missing tensors {missing}, "
+            f"unknown tensors {unknown[:8]}"
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"adapter_model.safetensors: {name} has shape {tuple(tensor.shape)}, but adapter_config.json and the "
+                f"base model make it {tuple(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter_model.safetensors: {name} holds values that are not finite numbers")
+
+
+def load_tokenizer(config: PromptConfig, model: CLIPModel) -> Any:
+    """The tokenizer that `config` names, else the base model's."""
+    name = config.tokenizer_name_or_path or model.name_or_path
+    try:
+        if not name:
+            raise OSError("the model was not loaded from a folder or repository")
+        own = name == model.name_or_path
+        return AutoTokenizer.from_pretrained(name, revision=config.revision if own else None)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"no tokenizer found at {name!r} ({error}); pass tokenizer_name_or_path, a folder or repository that "
+            "has the base model's tokenizer"
+        ) from error
