@@ -3,8 +3,37 @@
 Importing it registers the methods COOP and COCOOP with PEFT.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .modeling import HFCoOp
+from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
 from .tuners.coop import CoOpConfig, CoOpModel
 from .version import __version__
 
-__all__ = ["CoOpConfig", "CoOpModel", "HFCoOp", "__version__"]
+if TYPE_CHECKING:
+    from .trainer import CoOpTrainer
+    from .training_args import CoOpTrainingArguments
+
+__all__ = [
+    "CoCoOpConfig",
+    "CoCoOpModel",
+    "CoOpConfig",
+    "CoOpModel",
+    "CoOpTrainer",
+    "CoOpTrainingArguments",
+    "HFCoOp",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Training is imported when it is asked for: using a prompt needs neither accelerate nor datasets (PEP 562)."""
+    if name == "CoOpTrainer":
+        from .trainer import CoOpTrainer
+
+        return CoOpTrainer
+    if name == "CoOpTrainingArguments":
+        from .training_args import CoOpTrainingArguments
+
+        return CoOpTrainingArguments
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

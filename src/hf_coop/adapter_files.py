@@ -1,20 +1,28 @@
-"""Adapter files on disk: fetched, checked before use, and written whole or not at all."""
+"""Adapter files: fetched and checked before use, written whole or not at all, and pushed to the Hub."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
@@ -22,11 +30,14 @@ from .tuners.coop import PromptConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 MAX_CONFIG_BYTES = 32 * 2**20
+REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
 
 
 def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None, **hub: Any) -> str:
-    """The local folder with the config and the weights of an adapter, downloaded if `model_id` is a repository.
+    """The local folder of an adapter's files, downloaded if `model_id` is a repository.
 
     Args:
         model_id: a folder or a Hub repository.
@@ -35,21 +46,49 @@ def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None
 
     Raises:
         ValueError: it has no `adapter_config.json` or no `adapter_model.safetensors`.
-        OSError: no such folder or repository.
+        OSError: no such folder or repository, or it can be reached neither on the Hub nor in the cache.
     """
     if os.path.isdir(model_id):
-        folder = os.path.join(model_id, subfolder or "")
+        folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
         present = os.listdir(folder) if os.path.isdir(folder) else []
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if name not in present:
                 raise ValueError(_missing_file(name, folder, present))
         return folder
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        try:
-            path = hf_hub_download(os.fspath(model_id), name, subfolder=subfolder, **hub)
-        except EntryNotFoundError as error:
-            raise ValueError(_missing_file(name, os.fspath(model_id), [])) from error
+    path = _download(model_id, CONFIG_FILE, subfolder, hub)
+    _download(model_id, WEIGHTS_FILE, subfolder, hub)
+    with suppress(ValueError, OSError):  # the card is not needed
+        _download(model_id, CARD_FILE, subfolder, hub)
     return os.path.dirname(path)
+
+
+def _download(model_id: str | os.PathLike[str], name: str, subfolder: str | None, hub: dict[str, Any]) -> str:
+    repo_id = os.fspath(model_id)
+    try:
+        return hf_hub_download(repo_id, name, subfolder=subfolder, **hub)
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{repo_id!r} is no folder, {name} of it is not in the cache, and the Hub is {_why(error)}"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise OSError(
+            f"{repo_id!r} is neither a folder nor a repository on the Hub that you may read: check the name, and for "
+            "a private one log in (hf auth login) or pass token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"repository {repo_id!r} has no revision {hub.get('revision')!r}") from error
+    except EntryNotFoundError as error:
+        options = {name: hub.get(name) for name in ("revision", "token")}
+        in_repo = HfApi().list_repo_files(repo_id, **options)
+        prefix = f"{subfolder}/" if subfolder else ""
+        present = [file.removeprefix(prefix) for file in in_repo if file.startswith(prefix)]
+        raise ValueError(_missing_file(name, f"{repo_id}/{prefix}".rstrip("/"), present)) from error
+
+
+def _why(error: LocalEntryNotFoundError) -> str:
+    cause = error.__cause__
+    offline = "offline" in str(cause).lower() or "local_files_only" in str(cause)
+    return "switched off (offline mode)" if offline else f"not reached ({type(cause).__name__})"
 
 
 def _missing_file(name: str, where: str, present: list[str]) -> str:
@@ -63,8 +102,8 @@ def _missing_file(name: str, where: str, present: list[str]) -> str:
     return f"{message}: an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
 
 
-def read_adapter_config(folder: str) -> PromptConfig:
-    """Read and check `adapter_config.json`, and the header of the weights beside it.
+def read_adapter_config(folder: str | os.PathLike[str]) -> PromptConfig:
+    """Read and check `adapter_config.json`, and the weights beside it as far as that can be done without a model.
 
     Fields that this version does not know are left out with a warning.
 
@@ -81,23 +120,156 @@ def read_adapter_config(folder: str) -> PromptConfig:
         raise ValueError(f"{path} is no adapter config: {error!r}") from error
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type) if isinstance(peft_type, str) else None
     if config_class is None or not issubclass(config_class, PromptConfig):
-        raise ValueError(f"{path}: peft_type is {peft_type!r}; hf-coop loads COOP and COCOOP adapters")
+        raise ValueError(f"{path}: peft_type is {peft_type!r:.80}; hf-coop loads COOP and COCOOP adapters")
     known = {field.name for field in fields(config_class) if field.init}
     if unknown := sorted(content.keys() - known):
-        warnings.warn(f"{path}: fields {unknown} are not known to this version and ignored", stacklevel=3)
-    try:
+        names = ", ".join(f"{name!r:.40}" for name in unknown[:8])
+        warnings.warn(f"{path}: unknown fields are ignored (of a later version?): {names}", stacklevel=3)
+    with naming_file(path):
         config = config_class(**{name: value for name, value in content.items() if name in known})
         if not config.classnames:
             raise ValueError("no classnames")
+        if config.n_ctx is None:
+            raise ValueError("no n_ctx")
+    weights = os.path.join(folder, WEIGHTS_FILE)
+    with naming_file(weights):
+        _check_weights(weights, config)
+    return config
+
+
+def describe_adapter(model_id: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
+    """What an adapter is, from its files alone: method, base model, context, classes, size.
+
+    Args:
+        model_id, hub: as in `fetch_adapter`.
+
+    Raises:
+        ValueError, OSError: as `fetch_adapter` and `read_adapter_config`.
+    """
+    folder = fetch_adapter(model_id, **hub)
+    config = read_adapter_config(folder)
+    weights = os.path.join(folder, WEIGHTS_FILE)
+    with safe_open(weights, framework="pt") as file:
+        values = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    base = config.base_model_name_or_path or "not recorded"
+    facts = {
+        "method": {"COOP": "CoOp", "COCOOP": "CoCoOp"}[str(config.peft_type)],
+        "base model": f"{base} at {config.revision}" if config.revision else base,
+        "context vectors": config.n_ctx,
+        "started from": config.ctx_init,
+        "class name": f"at the {getattr(config, 'class_token_position', 'end')}",
+        "class-specific": "yes" if getattr(config, "class_specific_context", False) else "no",
+        "temperature": "learned" if config.learn_temperature else "CLIP's",
+        "parameters": f"{values:,} ({os.path.getsize(weights):,} bytes)",
+        "written by": f"hf-coop {config.hf_coop_version}",
+        "classes": f"{len(config.classnames)}: {', '.join(config.classnames)}",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _check_weights(path: str, config: PromptConfig) -> None:
+    """Raise `ValueError` unless the context has the shape that `config` gives it and all values are finite."""
+    assert config.n_ctx is not None
+    expected = [config.n_ctx]
+    if getattr(config, "class_specific_context", False):
+        expected.insert(0, len(config.classnames))
+    try:
+        with safe_open(path, framework="pt") as file:
+            contexts = [name for name in file.keys() if name.split(".")[-1] == "ctx"]  # noqa: SIM118 - no mapping
+            if len(contexts) != 1:
+                raise ValueError(f"holds {len(contexts)} tensors named ctx, an adapter has one")
+            shape = file.get_slice(contexts[0]).get_shape()
+            if shape[:-1] != expected:
+                raise ValueError(
+                    f"{contexts[0]} has shape {shape}, but {CONFIG_FILE} makes it {[*expected, 'width of the tower']}"
+                )
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name} holds values that are not finite numbers")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"damaged or no safetensors file: {error}") from error
+
+
+@contextmanager
+def naming_file(path: str) -> Iterator[None]:
+    """Put `path` in front of what a `TypeError` or `ValueError` says, and make it a `ValueError`."""
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    weights = os.path.join(folder, WEIGHTS_FILE)
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    files: Sequence[str] = ADAPTER_FILES,
+    *,
+    commit_message: str = "Upload prompt with hf-coop",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
+
+    The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
+    of the repository.
+
+    Args:
+        folder: of `save_pretrained`.
+        repo_id (`str`): `user/name`; made if needed.
+        files (`Sequence[str]`): what to push, relative to `folder`; those that are missing are left out.
+        commit_message, commit_description, private, token, revision, create_pr: as in
+            `transformers.PreTrainedModel.push_to_hub`. `revision` is a branch, made if needed.
+
+    Raises:
+        ValueError: the folder holds no sound adapter.
+        OSError: the upload failed; nothing of it is on the Hub.
+    """
+    files = [name for name in files if os.path.isfile(os.path.join(folder, name))]
+    configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
+    for name in configs:
+        config = read_adapter_config(fetch_adapter(folder, os.path.dirname(name)))
+    if os.path.isdir(base := config.base_model_name_or_path or ""):
+        warnings.warn(
+            f"the base model {base!r} is a folder of this machine: others must pass base_model_name_or_path to load "
+            "the prompt",
+            stacklevel=2,
+        )
+    api = HfApi(token=token)
     try:
-        with safe_open(weights, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights} is damaged or no safetensors file: {error}") from error
-    return config
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        return api.create_commit(
+            url.repo_id,
+            [_addition(folder, name, url.repo_id) for name in files],
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # the client raises errors of many kinds
+        raise OSError(
+            f"cannot push to {repo_id!r}: {_root(error)}. Nothing was committed, and local files are as they were: "
+            "check the connection and that your token may write there (hf auth login), then push again"
+        ) from error
+
+
+def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
+    content = Path(folder, name).read_bytes()
+    if name == CARD_FILE:
+        content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
+    return CommitOperationAdd(name.replace(os.sep, "/"), content)
+
+
+def _root(error: BaseException) -> str:
+    """The message of what caused `error`, on one line."""
+    while error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 @contextmanager

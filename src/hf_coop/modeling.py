@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
-from .adapter_files import fetch_adapter, read_adapter_config, staged_folder
+from .adapter_files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    fetch_adapter,
+    naming_file,
+    push_folder,
+    read_adapter_config,
+    staged_folder,
+)
 from .data.images import load_images
-from .model_card import create_model_card
-from .prompts import check_classnames
+from .interpret import nearest_words
+from .model_card import CardDetails, create_model_card
+from .prompts import check_classnames, tokenize_classnames
 from .tuners.coop import CoOpLayer, PromptConfig
-from .tuners.coop.model import load_tokenizer
+from .tuners.coop.model import base_revision, check_fits_model, load_tokenizer
+
+MAX_CARD_VECTORS = 256  # in the card's table of nearest words
+SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
 
 
 class HFCoOp(PeftModel):
@@ -47,6 +65,9 @@ class HFCoOp(PeftModel):
             peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self._embeds_cache: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._card_details: dict[str, CardDetails] = {}
+        self.config = copy.copy(self.clip.config)
+        self._update_labels()
 
     @classmethod
     def from_clip(
@@ -79,10 +100,11 @@ class HFCoOp(PeftModel):
             TypeError, ValueError: bad class names or options, before anything is loaded where that can be known.
             OSError: the model is not found.
         """
-        peft_config = _config_class(method)(classnames=check_classnames(classnames), revision=revision, **config)
+        peft_config = _config_class(method)(classnames=check_classnames(classnames), **config)
         if not isinstance(model, nn.Module):
             hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             model = load_clip(model, revision=revision, dtype=dtype or torch_dtype, **hub)
+        peft_config.revision = base_revision(model) or revision
         return cls(model.to(device or model.device), peft_config)
 
     @classmethod
@@ -128,8 +150,57 @@ class HFCoOp(PeftModel):
             path = clip or config.base_model_name_or_path
             revision = None if clip else config.revision
             clip = load_clip(path, revision=revision, dtype=dtype or torch_dtype, adapter=str(model_id), **hub)
-        clip = clip.to(device or clip.device)
-        return super().from_pretrained(clip, folder, adapter_name, is_trainable, config)
+        with naming_file(os.path.join(folder, CONFIG_FILE)):
+            tokenizer = check_adapter_config(config, clip, **hub)
+        model = super().from_pretrained(clip.to(device or clip.device), folder, adapter_name, is_trainable, config)
+        model.card_details = CardDetails.from_card(os.path.join(folder, CARD_FILE))
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        with suppress(ValueError, OSError):  # asked for again when an image comes
+            model.image_processor = _load_image_processor(config, clip, **hub)
+        return model
+
+    def load_adapter(
+        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load one more learned prompt for the same CLIP, with the checks of [`HFCoOp.from_pretrained`].
+
+        Args:
+            model_id: folder or repository of the adapter.
+            adapter_name (`str`): what to call it; [`set_adapter`] makes it the active one.
+            is_trainable (`bool`): whether to go on training it.
+            kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, and as in
+                [`~peft.PeftModel.load_adapter`].
+
+        Raises:
+            ValueError: a file is missing, damaged or does not fit; the model is then as it was.
+            OSError: the repository is not found.
+        """
+        names = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        folder = fetch_adapter(model_id, **hub)
+        config, known = read_adapter_config(folder), adapter_name in self.peft_config
+        with naming_file(os.path.join(folder, CONFIG_FILE)):
+            check_adapter_config(config, self.clip)
+        try:
+            result = super().load_adapter(folder, adapter_name, is_trainable, **kwargs)
+        except ValueError:
+            if not known and adapter_name in self.peft_config:
+                self.delete_adapter(adapter_name)
+            raise
+        self._card_details[adapter_name] = CardDetails.from_card(os.path.join(folder, CARD_FILE))
+        self._update_labels()
+        return result
+
+    def set_adapter(self, adapter_name: str, **kwargs: Any) -> None:
+        """Make `adapter_name` the active adapter; class names and labels are then its own."""
+        super().set_adapter(adapter_name, **kwargs)
+        self._update_labels()
+
+    def _update_labels(self) -> None:
+        """Keep the labels that `transformers.pipeline` reads in step with the active adapter's class names."""
+        self.config.id2label = dict(enumerate(self.classnames))
+        self.config.label2id = {name: label for label, name in enumerate(self.classnames)}
 
     @property
     def clip(self) -> CLIPModel:
@@ -174,6 +245,8 @@ class HFCoOp(PeftModel):
         if image_embeds is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values or image_embeds")
+            if not len(pixel_values):
+                raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
             image_embeds = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         images = F.normalize(image_embeds.float(), dim=-1)
         classes = self.class_embeddings(images)  # (K, D) or (B, K, D)
@@ -182,7 +255,7 @@ class HFCoOp(PeftModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def class_embeddings(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalised class embeddings in fp32, computed once for each state of the prompt when gradients are off.
+        """Normalised class embeddings in fp32, computed once for each state of the prompt unless it is in training.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(B, D)`): normalised image features, for methods that need them.
@@ -194,7 +267,8 @@ class HFCoOp(PeftModel):
         if self._embeds_cache is not None and self._embeds_cache[0] is pooled:
             return self._embeds_cache[1]
         embeds = F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
-        self._embeds_cache = None if torch.is_grad_enabled() else (pooled, embeds)
+        reusable = pooled.ndim == 2 and not embeds.requires_grad
+        self._embeds_cache = (pooled, embeds) if reusable else None
         return embeds
 
     @torch.no_grad()
@@ -262,6 +336,8 @@ class HFCoOp(PeftModel):
         layout.check_fits(self.clip.config.text_config.max_position_embeddings, new.classnames)
         old.classnames, old.token_ids, old.name_lengths = new.classnames, new.token_ids, new.name_lengths
         self.prompt_layer.active_learner.layout = layout
+        self.card_details = CardDetails(training=self.card_details.training, license=self.card_details.license)
+        self._update_labels()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -271,10 +347,20 @@ class HFCoOp(PeftModel):
     @cached_property
     def image_processor(self) -> Any:
         """The base model's image processor."""
-        name = self.clip.name_or_path or self.prompt_config.base_model_name_or_path
-        if not name:
-            raise ValueError("the base model has no name or path to load an image processor from; set image_processor")
-        return AutoImageProcessor.from_pretrained(name, revision=self.prompt_config.revision)
+        return _load_image_processor(self.prompt_config, self.clip)
+
+    @property
+    def card_details(self) -> CardDetails:
+        """What the model card says of the active adapter beyond its config: results, data set, recipe.
+
+        Set it after training; it is read back from the card when an adapter is loaded. Other class names make the
+        results void.
+        """
+        return self._card_details.get(self.active_adapter, CardDetails())
+
+    @card_details.setter
+    def card_details(self, details: CardDetails) -> None:
+        self._card_details[self.active_adapter] = details
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, each whole or not at all.
@@ -288,7 +374,53 @@ class HFCoOp(PeftModel):
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write the model card into `output_dir` (called by `save_pretrained`)."""
-        create_model_card(self.prompt_config).save(os.path.join(output_dir, "README.md"))
+        try:
+            words = nearest_words(self, max_vectors=MAX_CARD_VECTORS)
+        except ValueError:  # no tokenizer
+            words = None
+        create_model_card(self.prompt_config, self.card_details, words).save(os.path.join(output_dir, CARD_FILE))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload prompt with hf-coop",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Push the adapters and the model card to the Hub in one commit; where nothing has changed, none is made.
+
+        Args:
+            repo_id (`str`): `user/name`; made if needed.
+            commit_message, commit_description (`str`): of the commit.
+            private (`bool`, *optional*): of a repository that is made; default: public, or as its organisation says.
+            token: default: the one of `hf auth login`.
+            revision (`str`, *optional*): branch to push to, made if needed. Default: main.
+            create_pr (`bool`): open a pull request instead.
+
+        Returns:
+            `CommitInfo` of the new or, where nothing has changed, of the last commit.
+
+        Raises:
+            OSError: the upload failed; the message says what to do.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            files = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+            return push_folder(
+                folder,
+                repo_id,
+                files,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 def _config_class(method: str) -> type[PromptConfig]:
@@ -325,3 +457,33 @@ def load_clip(
         f"{os.fspath(path)!r} is a {model_type!r} model: hf-coop needs a CLIP with a causal text tower "
         "(transformers.CLIPModel)"
     )
+
+
+def _load_image_processor(config: PromptConfig, clip: CLIPModel, **hub: Any) -> Any:
+    """The image processor that belongs to `clip`."""
+    name = clip.name_or_path or config.base_model_name_or_path
+    if not name:
+        raise ValueError("the base model has no name or path to load an image processor from; set image_processor")
+    return AutoImageProcessor.from_pretrained(name, revision=base_revision(clip), **hub)
+
+
+def check_adapter_config(config: PromptConfig, clip: CLIPModel, **hub: Any) -> Any:
+    """Check the config of a stranger's adapter against the model it is to be loaded on.
+
+    Returns:
+        The tokenizer, or None where there is none, which an adapter that holds its token ids does not need.
+
+    Raises:
+        ValueError: the token ids or prompts do not fit the model, or are not those of the class names.
+    """
+    if not config.needs_tokenizer:
+        check_fits_model(config, clip)
+    try:
+        tokenizer = load_tokenizer(config, clip, **hub)
+    except ValueError:
+        return None
+    names = tokenize_classnames(tokenizer, config.classnames)
+    for name, stored, ids in zip(config.classnames, config.token_ids or names.token_ids, names.token_ids, strict=True):
+        if stored != ids:
+            raise ValueError(f"token_ids of class name {name!r} are {stored}, but the tokenizer makes it {ids}")
+    return tokenizer

@@ -46,6 +46,8 @@ def check_classnames(classnames: Any) -> list[str]:
     for label, name in enumerate(names):
         if not isinstance(name, str):
             raise TypeError(f"class name {label} is {name!r} of type {type(name).__name__}: names must be strings")
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ValueError(f"class name {label} is {name!r}: it has half a character (a lone surrogate)")
         words = clean_classname(name).casefold()
         if not words:
             raise ValueError(f"class name {label} is blank ({name!r}): every class needs a name")
@@ -75,13 +77,21 @@ def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedC
     """Tokenise `<name>.` for each class name with a CLIP tokenizer.
 
     The context in front does not change these tokens, since CLIP's BPE never merges across white space.
+
+    Raises:
+        ValueError: a name has no tokens, or the tokenizer's end token among them.
     """
     names = [clean_classname(name) for name in classnames]
     token_ids = tokenizer([f"{name}." for name in names])["input_ids"]
     name_ids = tokenizer(names, add_special_tokens=False)["input_ids"]
-    for name, ids in zip(classnames, name_ids, strict=True):
+    for name, ids, whole in zip(classnames, name_ids, token_ids, strict=True):
         if not ids:
             raise ValueError(f"class name {name!r} has no tokens in this model's vocabulary; use other words")
+        if whole[-1] in ids:  # CLIP pools at the first end token; CLIP tokenizers use it for unknowns
+            raise ValueError(
+                f"class name {name!r} spells {tokenizer.eos_token} or has characters that this model's vocabulary "
+                "lacks; use other words"
+            )
     return TokenizedClassnames([list(ids) for ids in token_ids], [len(ids) for ids in name_ids])
 
 
@@ -184,6 +194,18 @@ class PromptLayout:
             self.prefix, self.tails[start:stop], self.prefix_context, tail_context, self.order[start:stop]
         )
 
+    def split(self, size: int) -> list[PromptLayout]:
+        """The layout in parts of at most `size` tails, made once."""
+        if len(self) <= size:
+            return [self]
+        if size not in self._parts:
+            self._parts[size] = [self.select(start, start + size) for start in range(0, len(self), size)]
+        return self._parts[size]
+
+    @cached_property
+    def _parts(self) -> dict[int, list[PromptLayout]]:
+        return {}
+
     def check_fits(self, max_positions: int, classnames: Sequence[str]) -> None:
         """Raise `ValueError` if the longest prompt takes more than the text tower's `max_positions`."""
         if self.longest > max_positions:
@@ -214,6 +236,7 @@ class PromptLayout:
     def _on_device(self) -> dict[torch.device, dict[str, torch.Tensor]]:
         return {}
 
+    @torch.inference_mode(False)  # else they could not be used in training later
     def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The layout's index tensors on `device`, copied there once."""
         if device not in self._on_device:

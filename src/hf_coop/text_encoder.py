@@ -9,10 +9,12 @@ of them once; prefix and tails part only inside the attention function.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from .prompts import PromptLayout
@@ -20,7 +22,9 @@ from .prompts import PromptLayout
 SHARED_PREFIX_ATTENTION = "hf_coop_shared_prefix"
 
 
-def encode_prompts(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
+def encode_prompts(
+    text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor, max_prompts_per_chunk: int | None = None
+) -> torch.Tensor:
     """Encode the prompts of `layout` with G contexts through CLIP's text tower, up to the pooled EOS state.
 
     Equal to running each prompt alone through `text_model` (embeddings, encoder, final layer norm, EOS pooling).
@@ -30,10 +34,55 @@ def encode_prompts(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tenso
         text_model (`CLIPTextModel`): the frozen tower.
         layout (`PromptLayout`): K prompts.
         ctx (`torch.Tensor` of shape `(G, C, dim)`): G sets of the C context vectors that `layout` numbers.
+        max_prompts_per_chunk (`int`, *optional*): of the G x K prompts, encode at most so many at a time, and, in
+            training, each such chunk again in the backward pass. Default: all at once.
 
     Returns:
         `torch.Tensor` of shape `(G, K, dim)`: pooled features in label order, before the text projection.
     """
+    if max_prompts_per_chunk is None or ctx.shape[0] * len(layout) <= max_prompts_per_chunk:
+        return _encode_chunk(text_model, layout, ctx)
+
+    trainable = [parameter for parameter in text_model.parameters() if parameter.requires_grad]
+
+    def encode(part: PromptLayout, contexts: torch.Tensor) -> torch.Tensor:
+        return _Recomputed.apply(partial(_encode_chunk, text_model, part), contexts, *trainable)
+
+    groups = max(1, max_prompts_per_chunk // len(layout))
+    parts = layout.split(max_prompts_per_chunk)
+    rows = [torch.cat([encode(part, contexts) for part in parts], dim=1) for contexts in ctx.split(groups)]
+    classes = [k for part in parts for k in sorted(part.order)]
+    return torch.cat(rows)[:, torch.argsort(torch.tensor(classes, device=ctx.device))]
+
+
+class _Recomputed(torch.autograd.Function):
+    """`encode(contexts)`, without a graph until the backward pass computes it again, one chunk after the other.
+
+    `torch.utils.checkpoint` does not do: without reentry the small graph nodes that it leaves between the freed
+    activations of every chunk fragment the heap, so that memory grows with their number (4 times at 8 chunks), and
+    with reentry it refuses `torch.autograd.grad`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, encode: Any, contexts: torch.Tensor, *trainable: torch.Tensor) -> torch.Tensor:
+        device = contexts.device.type
+        ctx.encode = encode
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.save_for_backward(contexts, *trainable)
+        return encode(contexts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        contexts, *trainable = ctx.saved_tensors
+        contexts = contexts.detach().requires_grad_()
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            features = ctx.encode(contexts)
+        inputs = [contexts, *trainable]
+        return None, *torch.autograd.grad(features, inputs, gradient, allow_unused=True)
+
+
+def _encode_chunk(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
     hidden = _embed(text_model.embeddings, layout, ctx)  # (1, G * P + G * T, dim)
     encoder = _with_shared_prefix_attention(text_model.encoder)
     groups, dim = ctx.shape[0], hidden.shape[-1]

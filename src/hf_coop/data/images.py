@@ -24,20 +24,29 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         try:
             with Image.open(image) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
+                return _from_pil(opened)
         except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"cannot read {os.fspath(image)!r} as an image: {error}") from error
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _from_pil(image)
     if hasattr(image, "__array__"):
         return _from_array(np.asarray(image))
     raise TypeError(f"not an image: {image!r:.80} of type {type(image).__name__}; give a PIL image, path or array")
 
 
+def _from_pil(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit tones at 255, not scale them
+        return _from_array(np.asarray(upright) / 65535)
+    return upright.convert("RGB")
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise ValueError(f"an image array has shape (H, W) or (H, W, 1 | 3 | 4), got {array.shape}")
-    if array.dtype.kind == "f":
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"an image array holds bytes or floats, got {array.dtype}")
+    if array.dtype.kind in "bf":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError("an image array of floats has values from 0 to 1")
         array = (array * 255).round()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,7 @@ from ...prompts import (
 from ...version import __version__
 
 DEFAULT_N_CTX = 16
-MAX_TOKEN_IDS = 1024  # in one class name; CLIP itself has 77 positions
+MAX_N_CTX = MAX_TOKEN_IDS = 1024  # in one prompt, so that a config cannot ask for any memory; CLIP has 77 positions
 
 
 @dataclass
@@ -41,7 +43,7 @@ class PromptConfig(PeftConfig):
         TypeError, ValueError: at construction, naming the value that is wrong.
     """
 
-    classnames: list[str] = field(default_factory=list, metadata={"help": "One name a class, in label order."})
+    classnames: list[str] = field(default=None, metadata={"help": "One name a class, in label order."})  # type: ignore[arg-type]
     n_ctx: int | None = field(default=None, metadata={"help": "Number of context vectors."})
     ctx_init: str | None = field(default=None, metadata={"help": "Words to start the context from."})
     learn_temperature: bool = field(default=False, metadata={"help": "Learn CLIP's logit_scale too."})
@@ -55,17 +57,29 @@ class PromptConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # PEFT builds a config without arguments in places; the names are then checked when a model is made.
-        if self.classnames != []:
+        if self.classnames is not None:
             self.classnames = check_classnames(self.classnames)
         if self.ctx_init is not None:
             if not isinstance(self.ctx_init, str) or not clean_classname(self.ctx_init):
                 raise ValueError(f"ctx_init must hold words such as 'a photo of a', got {self.ctx_init!r}")
         elif self.n_ctx is None:
             self.n_ctx = DEFAULT_N_CTX
-        if self.n_ctx is not None and (type(self.n_ctx) is not int or self.n_ctx < 1):
-            raise ValueError(f"n_ctx must be a whole number of at least 1, got {self.n_ctx!r}")
+        if self.n_ctx is not None and (type(self.n_ctx) is not int or not 1 <= self.n_ctx <= MAX_N_CTX):
+            raise ValueError(f"n_ctx must be a whole number from 1 to {MAX_N_CTX}, got {self.n_ctx!r:.40}")
         self._check_flags("learn_temperature")
+        self._check_peft_fields()
         self._check_token_ids()
+        self._check_ctx_token_ids()
+
+    def _check_peft_fields(self) -> None:
+        for name in ("base_model_name_or_path", "revision", "tokenizer_name_or_path"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise TypeError(f"{name} must be a string, got {value!r:.80}")
+        if self.task_type is not None:  # PEFT would make a model of another class than HFCoOp for it
+            raise ValueError(f"task_type must be left out, got {self.task_type!r:.80}")
+        if self.target_modules != ["text_model"]:
+            raise ValueError(f"target_modules must be ['text_model'], got {self.target_modules!r:.80}")
 
     def _check_flags(self, *names: str) -> None:
         for name in names:
@@ -75,7 +89,7 @@ class PromptConfig(PeftConfig):
     def _check_token_ids(self) -> None:
         if self.token_ids is None and self.name_lengths is None:
             return
-        n_classes = len(self.classnames)
+        n_classes = len(self.classnames or [])
         for name, values in (("token_ids", self.token_ids), ("name_lengths", self.name_lengths)):
             if not isinstance(values, list) or len(values) != n_classes:
                 found = f"{len(values)} entries" if isinstance(values, list) else repr(values)
@@ -92,6 +106,14 @@ class PromptConfig(PeftConfig):
             ends.add((ids[0], ids[-1]))
         if len(ends) > 1:
             raise ValueError(f"token_ids start and end with different tokens: {sorted(ends)[:4]}")
+
+    def _check_ctx_token_ids(self) -> None:
+        ids = self.ctx_token_ids
+        if ids is None:
+            return
+        whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+        if not whole or len(ids) != self.n_ctx:
+            raise ValueError(f"ctx_token_ids must be n_ctx={self.n_ctx} token ids, got {ids!r:.80}")
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -114,12 +136,16 @@ class PromptConfig(PeftConfig):
             self.n_ctx, self.ctx_token_ids = len(ids), ids
         self.token_ids, self.name_lengths = tokenize_classnames(tokenizer, self.classnames)
 
-    def layout(self) -> PromptLayout:
-        """The token layout of the class prompts."""
+    def layout(self, classes: Sequence[int] | None = None) -> PromptLayout:
+        """The token layout of the class prompts, or of those of some `classes` only."""
         assert self.token_ids is not None
         assert self.name_lengths is not None
         assert self.n_ctx is not None
         names = TokenizedClassnames(self.token_ids, self.name_lengths)
+        if classes is not None:
+            names = TokenizedClassnames(
+                [names.token_ids[k] for k in classes], [names.name_lengths[k] for k in classes]
+            )
         return PromptLayout.build(names, self.n_ctx, **self.layout_options())
 
     def layout_options(self) -> dict[str, Any]:

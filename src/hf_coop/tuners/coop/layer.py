@@ -48,19 +48,25 @@ class PromptLearner(nn.Module):
         return torch.empty(shape).normal_(std=CTX_INIT_STD).to(words)
 
     def forward(self, text_model: nn.Module, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """Pooled features `(K, dim)` of the class prompts; without gradients, computed once for each state of `ctx`.
+        """Pooled features `(K, dim)` of the class prompts.
+
+        Computed once for each state of `ctx` where no gradients are to flow: they are switched off, or nothing of the
+        adapter and the tower is trainable.
 
         Args:
             text_model (`CLIPTextModel`): the tower.
             image_embeds: not used by CoOp, whose prompts do not depend on the image.
         """
-        if torch.is_grad_enabled():
+        parameters = (*self.parameters(), *text_model.parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self.encode(text_model)
+        device_type = self.ctx.device.type
         state = (
             self.layout,
             text_model.dtype,
             self.ctx.device,
-            torch.is_autocast_enabled(self.ctx.device.type),
+            torch.is_inference_mode_enabled(),  # its tensors cannot be used in training
+            torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
         )
         if self._cache is None or self._cache[0] != state or not torch.equal(self._cache[1], self.ctx):
             self._cache = (state, self.ctx.clone(), self.encode(text_model))

@@ -36,7 +36,7 @@ class CoOpModel(BaseTuner):
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        self._temperature_hook = model.register_forward_hook(self._apply_learned_temperature)
+        self._temperature_hook = model.register_forward_hook(self._apply_learned_temperature, with_kwargs=True)
 
     def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
         """Every check that needs the model, before anything of it is changed."""
@@ -45,20 +45,11 @@ class CoOpModel(BaseTuner):
                 f"{type(peft_config).__name__} needs a transformers.CLIPModel (a CLIP with a causal text tower), "
                 f"got {type(model).__name__}"
             )
-        config = model.config.text_config
         if peft_config.needs_tokenizer:
             peft_config.tokenize(load_tokenizer(peft_config, model))
-        largest = max(i for ids in peft_config.token_ids or [] for i in ids)
-        eos = (peft_config.token_ids or [])[0][-1]
-        if largest >= config.vocab_size or config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
-            raise ValueError(
-                f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
-                f"{model.name_or_path!r} ({config.vocab_size} tokens, end token {config.eos_token_id}): "
-                "it was made for a model with another tokenizer"
-            )
-        peft_config.layout().check_fits(config.max_position_embeddings, peft_config.classnames)
-        if peft_config.revision is None:
-            peft_config.revision = getattr(model.config, "_commit_hash", None)
+        check_fits_model(peft_config, model)
+        if peft_config.revision is None and peft_config.base_model_name_or_path in (None, model.name_or_path):
+            peft_config.revision = base_revision(model)
 
     def _create_and_replace(
         self,
@@ -76,10 +67,13 @@ class CoOpModel(BaseTuner):
             layer = self.tuner_layer_cls(target, adapter_name, peft_config, self.model)
             self._replace_module(parent, target_name, layer, target)
 
-    def _apply_learned_temperature(self, clip: CLIPModel, args: Any, output: Any) -> CLIPOutput | None:
-        """Forward hook: CLIP's logits at the active adapter's own `logit_scale`, where it has one."""
+    def _apply_learned_temperature(
+        self, clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> CLIPOutput | None:
+        """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
         layer = clip.text_model
-        if not isinstance(output, CLIPOutput) or not isinstance(layer, CoOpLayer) or layer.disable_adapters:
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
             return None
         scale = getattr(layer.active_learner, "logit_scale", None)
         if scale is None:
@@ -93,7 +87,9 @@ class CoOpModel(BaseTuner):
         if merge:
             raise ValueError("learned prompts cannot be merged into CLIP's weights; use unload() to take them off")
         self._temperature_hook.remove()
-        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        self.model.text_model = self.model.text_model.get_base_layer()  # PEFT's own way wants a layer with a weight
+        del self.model.peft_config
+        return self.model
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -114,6 +110,21 @@ class CoOpModel(BaseTuner):
         return remapped
 
 
+def check_fits_model(config: PromptConfig, model: CLIPModel) -> None:
+    """Raise `ValueError` unless the model's vocabulary has the token ids of `config`, and its tower their room."""
+    text_config, token_ids = model.config.text_config, config.token_ids or []
+    largest = max(i for ids in (*token_ids, config.ctx_token_ids or []) for i in ids)
+    eos = token_ids[0][-1]
+    if largest >= text_config.vocab_size or text_config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
+        raise ValueError(
+            f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
+            f"{model.name_or_path!r} ({text_config.vocab_size} tokens, end token {text_config.eos_token_id}): "
+            "it was made for a model with another tokenizer"
+        )
+    longest = max(range(len(token_ids)), key=lambda k: len(token_ids[k]))  # all at once may be too many to lay out
+    config.layout([longest]).check_fits(text_config.max_position_embeddings, [config.classnames[longest]])
+
+
 def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
     """Raise `ValueError` unless `found` has just the names and shapes of `expected` and is finite throughout."""
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -132,14 +143,22 @@ def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, to
             raise ValueError(f"adapter_model.safetensors: {name} holds values that are not finite numbers")
 
 
-def load_tokenizer(config: PromptConfig, model: CLIPModel) -> Any:
+def base_revision(model: CLIPModel) -> str | None:
+    """The commit that `model` was loaded at, where it comes from the Hub: its other files are read at the same."""
+    return getattr(model.config, "_commit_hash", None)
+
+
+def load_tokenizer(config: PromptConfig, model: CLIPModel, **hub: Any) -> Any:
     """The tokenizer that `config` names, else the base model's."""
     name = config.tokenizer_name_or_path or model.name_or_path
     try:
         if not name:
             raise OSError("the model was not loaded from a folder or repository")
         own = name == model.name_or_path
-        return AutoTokenizer.from_pretrained(name, revision=config.revision if own else None)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=base_revision(model) if own else None, **hub)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder with no vocabulary
+            raise OSError("it has no vocabulary")
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"no tokenizer found at {name!r} ({error}); pass tokenizer_name_or_path, a folder or repository that "
