@@ -1,0 +1,149 @@
+"""Learn a prompt for CLIP from a few labelled images.
+
+    accelerate launch examples/train.py --train_dir flowers/train --test_dir flowers/test --num_shots 16 \
+        --output_dir coop-flowers
+
+Offline, on the embedded model and images: --model_name_or_path demo --dataset_name demo
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, set_seed
+
+from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.adapter_files import staged_folder
+from hf_coop.baselines import DEFAULT_TEMPLATE, zero_shot_logits
+from hf_coop.checkpoints import check_output_dir, wants_resume
+from hf_coop.curves import plot_training_curves
+from hf_coop.data import few_shot_splits, load_image_splits, subsample_classes
+from hf_coop.demo import DEMO_CLIP
+from hf_coop.evaluation import classification_metrics
+from hf_coop.model_card import METRICS
+
+COMPARED = ("zero_shot", "learned")
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(
+        default="openai/clip-vit-base-patch16", metadata={"help": "CLIP on the Hub or in a folder; demo: embedded."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    method: str = field(default="coop", metadata={"help": "coop or cocoop."})
+    n_ctx: int | None = field(default=None, metadata={"help": "Context vectors; default: the method's."})
+    ctx_init: str | None = field(default=None, metadata={"help": "Words to start from, 'a photo of a'."})
+    class_token_position: str | None = field(default=None, metadata={"help": "end, middle or front."})
+    class_specific_context: bool = field(default=False, metadata={"help": "Learn one context for each class."})
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What was asked for; the method has defaults for the rest, and says which options it does not have."""
+        names = ("n_ctx", "ctx_init", "class_token_position", "class_specific_context")
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
+
+
+@dataclass
+class DataArguments:
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder of images a class."})
+    test_dir: str | None = field(default=None, metadata={"help": "The same, of test images."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, local data set, .parquet, save_to_disk folder; demo: embedded digits."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to draw the training images from."})
+    validation_split: str | None = field(default=None, metadata={"help": "Default: validation, if not the test."})
+    test_split: str | None = field(default=None, metadata={"help": "Default: test, else validation."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
+    classnames_file: str | None = field(default=None, metadata={"help": "Class names, one a line, in label order."})
+    skip_broken_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
+    num_shots: int = field(default=16, metadata={"help": "Training images a class; 0: all."})
+    subsample_classes: str = field(default="all", metadata={"help": "all, base (first half) or new (second half)."})
+    zero_shot_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Prompt to compare with."})
+
+    def load(self, seed: int) -> Any:
+        here = ("num_shots", "subsample_classes", "zero_shot_template")
+        splits = load_image_splits(**{name: value for name, value in asdict(self).items() if name not in here})
+        return subsample_classes(few_shot_splits(splits, self.num_shots, seed), self.subsample_classes)
+
+    def described(self) -> dict[str, Any]:
+        """What the model card says of the data."""
+        name = Path(self.dataset_name or self.train_dir or "").name
+        return {"dataset_name": name, "shots": self.num_shots, "zero_shot_template": self.zero_shot_template}
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTrainingArguments) -> dict[str, Any]:
+    """Load, sample, train, evaluate, save; returns what `metrics.json` holds."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 3)
+
+    check_output_dir(args.output_dir, wants_resume(args.resume_from_checkpoint), args.overwrite_output_dir)
+    set_seed(args.seed)
+    with phase("loading"):
+        splits = data_args.load(args.seed)
+        classnames = splits["train"].features["label"].names
+        path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
+        options = {"revision": model_args.model_revision, **model_args.prompt_options()}
+        model = HFCoOp.from_clip(path, classnames, model_args.method, **options)
+    test = splits.get("test")
+    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
+    scores: dict[str, Any] = {}
+    with phase("features"):
+        if args.num_views is not None:
+            trainer.image_embeds(splits["train"], args.num_views)
+        if test is not None:
+            logits = zero_shot_logits(model, trainer.image_embeds(test)[:, 0], data_args.zero_shot_template)
+            scores["zero_shot"] = classification_metrics(logits.softmax(-1).numpy(), test["label"][:], classnames)
+    with phase("training"):
+        scores["training"] = trainer.train().metrics
+    with phase("evaluation"):
+        if trainer.eval_dataset is not None:
+            scores["validation"] = trainer.evaluate()
+        if test is not None:
+            scores["learned"] = trainer.evaluate(test)
+
+    results = {name: {key: scores[name][key] for key in METRICS} for name in COMPARED if name in scores}
+    model.card_details = replace(model.card_details, split="test", **data_args.described(), **results)
+    trainer.save_model()
+    settings = {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()}
+    metrics = {**scores, "seconds": seconds, "settings": settings, "classnames": classnames}
+    if trainer.accelerator.is_main_process:
+        with staged_folder(args.output_dir) as folder:
+            Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            plot_training_curves(trainer.state.log_history, Path(folder, "training_curves.png"))
+        for name in results:
+            print(f"{name.replace('_', '-')} accuracy: {scores[name]['accuracy']:.2%} of {len(test)} test images")
+        print(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.end_training()
+    return metrics
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, CoOpTrainingArguments), description=__doc__)
+    try:
+        train(*parser.parse_args_into_dataclasses())
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Training checkpoints: folders `checkpoint-{step}`, written whole or not at all, and checked before use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from .modeling import HFCoOp
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+TENSORS_FILE = "trainer_state.safetensors"
+RUN_FILES = (CONFIG_FILE, WEIGHTS_FILE, "metrics.json")
+STEP_PATTERN = re.compile(r"checkpoint-(\d+)")
+NOT_OF_THE_PROMPT = ("inference_mode", "hf_coop_version", "peft_version", "base_model_name_or_path", "revision")
+
+
+@dataclass
+class TrainerState:
+    """Where training stands, and what it has measured.
+
+    Attributes:
+        epoch (`int`): the epoch to go on with, from 0.
+        epoch_step (`int`): updates of it that are done.
+        global_step (`int`): updates done in all.
+        losses, accuracies (`list[float]`): of each update, on its training images.
+        log_history (`list[dict]`): a row for each finished epoch.
+        run (`dict`): what the run was started with; a checkpoint of another run is not resumed.
+    """
+
+    epoch: int = 0
+    epoch_step: int = 0
+    global_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if STEP_PATTERN.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def check_output_dir(output_dir: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds another run, unless it is resumed or told to be overwritten.
+
+    Raises:
+        ValueError: it does, or it is a file.
+    """
+    path = Path(output_dir)
+    if path.is_file():
+        raise ValueError(f"output_dir {str(output_dir)!r} is a file")
+    held = [name for name in RUN_FILES if (path / name).exists()] + [p.name for p in list_checkpoints(path)]
+    if held and not (resume or overwrite):
+        raise ValueError(
+            f"output_dir {str(output_dir)!r} holds another run ({', '.join(held[:4])}): choose another folder, go on "
+            "with that run by resume_from_checkpoint=True, or start anew by overwrite_output_dir=True"
+        )
+
+
+def find_checkpoint(resume: str | os.PathLike[str] | bool | None, output_dir: str) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means: a folder, or the newest with True; None to begin anew.
+
+    Raises:
+        ValueError: the folder is no checkpoint.
+    """
+    if not wants_resume(resume):
+        return None
+    if str(resume).lower() == "true":
+        checkpoints = list_checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
+    path = Path(str(resume))
+    for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, TENSORS_FILE):
+        if not (path / name).is_file():
+            raise ValueError(f"{str(resume)!r} is no checkpoint: it has no {name}")
+    return path
+
+
+def wants_resume(resume: str | os.PathLike[str] | bool | None) -> bool:
+    """Whether `resume_from_checkpoint` asks for anything."""
+    return resume is not None and str(resume).lower() not in ("", "false", "none")
+
+
+def save_checkpoint(
+    output_dir: str, model: HFCoOp, optimizer: torch.optim.Optimizer, state: TrainerState, extra: dict[str, Any]
+) -> Path:
+    """Write `checkpoint-{global_step}`: adapter, optimizer, `extra` tensors (random states) and position.
+
+    Raises:
+        OSError: the disk is full, say; the checkpoints before are untouched.
+    """
+    with _whole_folder(Path(output_dir) / f"checkpoint-{state.global_step}") as folder:
+        model.prompt_config.save_pretrained(str(folder))
+        weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file({**_optimizer_tensors(optimizer), **extra}, folder / TENSORS_FILE)
+        (folder / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+    return Path(output_dir) / f"checkpoint-{state.global_step}"
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when everything is in it."""
+    staging = target.with_name(f".{target.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        _remove(target)
+        staging.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        kept = list_checkpoints(target.parent)
+        hint = f"{kept[-1]} is whole: make room and resume from it" if kept else "there is no earlier checkpoint"
+        raise OSError(f"cannot write {str(target)!r}: {error}; {hint}") from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint so that no half of it is ever seen under its name."""
+    if checkpoint.exists():
+        doomed = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}-old"))
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_checkpoints(output_dir: str, keep: int | None = 0) -> None:
+    """Delete the oldest checkpoints but `keep` (None: all stay), and what an interrupted write has left behind."""
+    checkpoints = list_checkpoints(output_dir)
+    for checkpoint in checkpoints[: len(checkpoints) - keep] if keep is not None else []:
+        _remove(checkpoint)
+    for leftover in Path(output_dir).glob(".checkpoint-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{number}.{name}": torch.as_tensor(value).contiguous()
+        for number, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def load_checkpoint(
+    checkpoint: Path, model: HFCoOp, optimizer: torch.optim.Optimizer, run: dict[str, Any]
+) -> tuple[TrainerState, dict[str, torch.Tensor]]:
+    """Put a checkpoint into `model` and `optimizer`.
+
+    Args:
+        checkpoint (`Path`): from [`find_checkpoint`].
+        run (`dict`): what this run is started with.
+
+    Returns:
+        The state, and the `extra` tensors.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another model, other classes, other options or other images.
+    """
+    try:
+        state = TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        tensors, weights = load_file(checkpoint / TENSORS_FILE), load_file(checkpoint / WEIGHTS_FILE)
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {error}") from error
+    _check_same_run(checkpoint, model, state.run, run)
+    set_peft_model_state_dict(model, weights)
+    momenta: dict[int, dict[str, torch.Tensor]] = {}
+    for key in [key for key in tensors if key.startswith("optimizer.")]:
+        _, number, name = key.split(".", 2)
+        momenta.setdefault(int(number), {})[name] = tensors.pop(key)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
+    return state, tensors
+
+
+def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now: dict[str, Any]) -> None:
+    old, new = read_adapter_config(str(checkpoint)).to_dict(), model.prompt_config.to_dict()
+    where = f"checkpoint {str(checkpoint)!r}"
+    if old["classnames"] != new["classnames"]:
+        differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classnames"], new["classnames"], strict=False) if a != b]
+        raise ValueError(
+            f"{where} was trained on other classes ({len(old['classnames'])} there, {len(new['classnames'])} here"
+            f"{'; ' + ', '.join(differ[:3]) if differ else ''}): train in another folder"
+        )
+    if before.get("base_model") != now["base_model"]:
+        raise ValueError(
+            f"{where} was trained on another base model, {old['base_model_name_or_path']!r}; this one is "
+            f"{new['base_model_name_or_path']!r}, with other weights: train in another folder"
+        )
+    for name in sorted((old.keys() | new.keys()) - {*NOT_OF_THE_PROMPT, "token_ids", "name_lengths"}):
+        if old.get(name) != new.get(name):
+            raise ValueError(f"{where} was trained with {name}={old.get(name)!r}, now it is {new.get(name)!r}")
+    if before.get("labels") != now["labels"]:
+        raise ValueError(f"{where} was trained on other images or another number of shots: train in another folder")
+    changed = {
+        name: (value, now["arguments"][name])
+        for name, value in before.get("arguments", {}).items()
+        if name in now["arguments"] and now["arguments"][name] != value
+    }
+    if changed:
+        told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
+        logger.warning("%s was made with other settings, so the result is that of neither run: %s", where, told)

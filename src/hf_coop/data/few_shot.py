@@ -1,0 +1,121 @@
+"""Few-shot sampling and base/new class splits, as the published CoOp code draws them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+CLASS_SUBSETS = ("all", "base", "new")
+MAX_VALIDATION_SHOTS = 4
+
+
+def few_shot_indices(labels: Sequence[int], num_shots: int, seed: int | random.Random) -> list[int]:
+    """The images that the published code picks: `num_shots` of each class, without replacement.
+
+    Classes come in order of first appearance, and each draws by `random.sample` from one generator (Dassl's
+    `generate_fewshot_dataset`). A class with fewer images gives all it has.
+
+    Args:
+        labels (`Sequence[int]`): the label of each image.
+        num_shots (`int`): images a class; 0 means all images.
+        seed: of the draw; or a `random.Random` to go on drawing from, as published for the validation images.
+
+    Returns:
+        Positions in `labels`.
+
+    Raises:
+        ValueError: `num_shots` is negative.
+    """
+    if num_shots < 0:
+        raise ValueError(f"num_shots must be 0 (all images) or more, got {num_shots}")
+    if num_shots == 0:
+        return list(range(len(labels)))
+    generator = seed if isinstance(seed, random.Random) else random.Random(seed)
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        by_class.setdefault(label, []).append(index)
+    chosen: list[int] = []
+    for images in by_class.values():
+        chosen += generator.sample(images, num_shots) if len(images) >= num_shots else images
+    return chosen
+
+
+def few_shot_splits(splits: DatasetDict, num_shots: int, seed: int) -> DatasetDict:
+    """Sample the training split, and `min(num_shots, 4)` images a class of the validation split where there is one.
+
+    Args:
+        splits (`DatasetDict`): from [`load_image_splits`]; other splits are kept whole.
+        num_shots (`int`): images a class; 0 means all.
+        seed (`int`): the published runs use 1, 2 and 3.
+
+    Raises:
+        ValueError: `num_shots` is negative.
+    """
+    generator = random.Random(seed)
+    sampled = type(splits)(splits)
+    for name, shots in (("train", num_shots), ("validation", min(num_shots, MAX_VALIDATION_SHOTS))):
+        if name in splits:
+            labels = splits[name]["label"][:]
+            sampled[name] = splits[name].select(few_shot_indices(labels, shots, generator))
+    _warn_of_small_classes(sampled["train"], num_shots)
+    return sampled
+
+
+def _warn_of_small_classes(train: Dataset, num_shots: int) -> None:
+    counts = class_counts(train)
+    small = [f"{name!r} ({count})" for name, count in counts.items() if count < num_shots]
+    if small:
+        logger.warning(
+            "%d of %d classes have fewer than %d training images, and all they have are used: %s",
+            *(len(small), len(counts), num_shots, ", ".join(small[:10]) + (" …" if len(small) > 10 else "")),
+        )
+
+
+def class_counts(dataset: Dataset) -> dict[str, int]:
+    """Images of each class, by name, in label order."""
+    names = dataset.features["label"].names
+    counts = [0] * len(names)
+    for label in dataset["label"][:]:
+        counts[label] += 1
+    return dict(zip(names, counts, strict=True))
+
+
+def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
+    """Keep half of the classes and number their labels from 0, as published for base-to-new generalisation.
+
+    Args:
+        splits (`DatasetDict`): from [`load_image_splits`].
+        subset (`str`): "all", "base" (the first `ceil(K / 2)` labels) or "new" (the others).
+
+    Raises:
+        ValueError: another `subset`, or none of the classes is left.
+    """
+    from datasets import ClassLabel
+
+    if subset not in CLASS_SUBSETS:
+        raise ValueError(f"subsample_classes must be one of {', '.join(CLASS_SUBSETS)}, got {subset!r}")
+    if subset == "all":
+        return splits
+    names = splits["train"].features["label"].names
+    half = math.ceil(len(names) / 2)
+    first, kept = (0, names[:half]) if subset == "base" else (half, names[half:])
+    if not kept:
+        raise ValueError(f"subsample_classes={subset!r} leaves no class of {names}")
+
+    def renumber(split: Dataset) -> Dataset:
+        labels = split["label"][:]
+        rows = [row for row, label in enumerate(labels) if first <= label < first + len(kept)]
+        renumbered = [label - first if first <= label < first + len(kept) else None for label in labels]
+        # Selecting last keeps `datasets` from copying images to put the new labels beside them.
+        split = split.remove_columns("label").add_column("label", renumbered, feature=ClassLabel(names=kept))
+        return split.select(rows)
+
+    return type(splits)({name: renumber(split) for name, split in splits.items()})

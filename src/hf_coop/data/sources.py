@@ -1,0 +1,333 @@
+"""Labelled images from folders, the Hub and local files, as `datasets` splits with columns `image` and `label`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image as PILImage
+
+from ..prompts import check_classnames
+from .few_shot import class_counts
+from .images import load_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"  # the dataset_name of the embedded digits
+TEST_SPLITS = ("test", "validation")  # where the test images are, unless told
+
+
+def load_image_splits(
+    train_dir: str | os.PathLike[str] | None = None,
+    test_dir: str | os.PathLike[str] | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
+    dataset_config_name: str | None = None,
+    *,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    classnames_file: str | os.PathLike[str] | None = None,
+    skip_broken_images: bool = False,
+    token: str | bool | None = None,
+) -> DatasetDict:
+    """Load the splits `train`, and `validation` and `test` where there are any, all checked.
+
+    Args:
+        train_dir, test_dir: folders with one sub-folder of images a class; or
+        dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
+            "demo" for the embedded digits.
+        dataset_config_name (`str`, *optional*): its configuration.
+        train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
+            "test", else of "validation"; and "validation" is the validation split where "test" is another.
+        image_column_name, label_column_name (`str`): its columns.
+        classnames_file: a text file, one name a line, in label order; wins over the names in the data.
+        skip_broken_images (`bool`): leave out images that cannot be read, and count them.
+        token: for private repositories.
+
+    Returns:
+        `DatasetDict` whose splits have the columns `image` (`datasets.Image`) and `label` (`datasets.ClassLabel` with
+        the class names).
+
+    Raises:
+        ValueError, OSError: anything that is wrong with the data, by name, before an image is decoded.
+    """
+    from datasets import DatasetDict
+
+    if (train_dir is None) == (dataset_name is None):
+        raise ValueError(
+            f"say where the images are, got {'both' if train_dir else 'neither'}: train_dir, a folder with one "
+            f"sub-folder a class, or dataset_name, a Hub repository or local data set ({DEMO!r}: embedded digits)"
+        )
+    if test_dir is not None and train_dir is None:
+        raise ValueError("test_dir goes with train_dir; a data set's test images are chosen by test_split")
+    if train_dir is not None:
+        folders = {"train": train_dir} | ({"test": test_dir} if test_dir is not None else {})
+        splits = DatasetDict({name: load_image_folder(folder) for name, folder in folders.items()})
+    else:
+        loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)  # type: ignore[arg-type]
+        chosen = _choose_splits(loaded, train_split, validation_split, test_split)
+        splits = DatasetDict(
+            {name: _image_and_label(split, image_column_name, label_column_name) for name, split in chosen.items()}
+        )
+    _check_not_empty(splits)
+    splits = _name_classes(splits, classnames_file)
+    if skip_broken_images:
+        splits = DatasetDict({name: drop_broken_images(split, name) for name, split in splits.items()})
+        _check_not_empty(splits)
+    _check_every_class(splits["train"])
+    return splits
+
+
+def load_image_folder(folder: str | os.PathLike[str]) -> Dataset:
+    """Images in one sub-folder a class, classes in the order of the folders' names.
+
+    The `imagefolder` loader of `datasets` is not used, because it takes class folders called "train" or "test" for
+    splits, and skips empty ones.
+
+    Raises:
+        ValueError: no folder, no images, images outside the class folders only, or a class folder without images.
+    """
+    from datasets import ClassLabel, Dataset, Features, Image
+    from datasets.fingerprint import Hasher
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"no such folder: {str(folder)!r}")
+    PILImage.init()
+    class_dirs = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    images = {path.name: _image_files(path) for path in class_dirs}
+    if not any(images.values()):
+        raise ValueError(f"no images in {str(folder)!r}: it must hold one sub-folder of images for each class")
+    if empty := [name for name, files in images.items() if not files]:
+        raise ValueError(f"class folders without any image in {str(folder)!r}: {_some(empty)}")
+    files = [path for paths in images.values() for path in paths]
+    labels = [label for label, paths in enumerate(images.values()) for _ in paths]
+    # The fingerprint tells a changed file from the one that features were cached for.
+    state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    dataset = Dataset.from_dict({"image": [str(path) for path in files]}, features=Features({"image": Image()}))
+    label_type = ClassLabel(names=list(images))
+    return dataset.add_column("label", labels, feature=label_type, new_fingerprint=Hasher.hash([state, labels]))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    extensions = PILImage.registered_extensions()
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _load_dataset_dict(
+    name: str | os.PathLike[str], config_name: str | None, token: str | bool | None
+) -> Mapping[str, Dataset]:
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    if name == DEMO:
+        from ..demo import load_digits_dataset
+
+        return load_digits_dataset()
+    path = Path(name)
+    if path.is_file() and path.suffix == ".parquet":
+        return load_dataset("parquet", data_files={"train": str(path)})
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = load_from_disk(str(path))
+        return {"train": saved} if isinstance(saved, Dataset) else saved
+    return load_dataset(os.fspath(name), config_name, token=token)
+
+
+def _choose_splits(
+    loaded: Mapping[str, Dataset], train: str, validation: str | None, test: str | None
+) -> dict[str, Dataset]:
+    for wanted in (train, validation, test):
+        if wanted is not None and wanted not in loaded:
+            raise ValueError(f"the data set has no split {wanted!r}; it has {_some(loaded)}")
+    test = test or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
+    if validation is None and "validation" in loaded and "validation" not in (train, test):
+        validation = "validation"
+    chosen = {"train": train, "validation": validation, "test": test}
+    return {name: loaded[split] for name, split in chosen.items() if split is not None}
+
+
+def _image_and_label(split: Dataset, image_column: str, label_column: str) -> Dataset:
+    """The two columns that count, by their usual names and types."""
+    from datasets import Image
+
+    for option, column in (("image_column_name", image_column), ("label_column_name", label_column)):
+        if column not in split.column_names:
+            raise ValueError(f"no column {column!r}; the columns are {_some(split.column_names)}: set {option}")
+    split = split.select_columns([image_column, label_column])
+    split = split.rename_columns(
+        {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
+    )
+    if not isinstance(split.features["image"], Image):
+        try:
+            split = split.cast_column("image", Image())
+        except (TypeError, ValueError, NotImplementedError) as error:
+            found = split.features["image"]
+            raise ValueError(f"column {image_column!r} holds no images but {found}: set image_column_name") from error
+    return split
+
+
+def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] | None) -> DatasetDict:
+    """Give every split a `ClassLabel` with the same names: the file's, else the data's."""
+    from datasets import ClassLabel, DatasetDict, Value
+
+    label_type = splits["train"].features["label"]
+    kind = label_type.dtype if isinstance(label_type, ClassLabel | Value) else ""
+    if "string" in kind:
+        label_type = ClassLabel(names=sorted(set(splits["train"]["label"][:])))
+    elif "int" not in kind:
+        raise ValueError(
+            f"labels must be class labels, strings or whole numbers, got {label_type}: set label_column_name"
+        )
+    given = None if classnames_file is None else read_classnames(classnames_file)
+    if not isinstance(label_type, ClassLabel):
+        if given is None:
+            raise ValueError("the labels are numbers without names: give classnames_file, one name a line")
+        label_type = ClassLabel(names=given)
+    names = given or label_type.names
+    if len(names) != len(label_type.names):
+        raise ValueError(
+            f"{str(classnames_file)!r} has {len(names)} class names, but the data has {len(label_type.names)} "
+            f"classes: {_some(label_type.names)}"
+        )
+    check_classnames(names)
+    if all(name.strip().isdigit() for name in names):
+        logger.warning(
+            "THE CLASS NAMES ARE NUMBERS (%s). Prompts are made of names, and numbers tell CLIP nothing: give the "
+            "real names by classnames_file, a text file with one name a line in label order.",
+            _some(names),
+        )
+    named = ClassLabel(names=names)
+    return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
+
+
+def _relabel(split: Dataset, split_name: str, expected: Any, named: Any) -> Dataset:
+    """The split with labels as the class label `expected` counts them, under the names of `named`.
+
+    Raises:
+        ValueError: the split has other classes, or a label outside them.
+    """
+    from datasets import ClassLabel
+
+    labels, found = split["label"][:], split.features["label"]
+    if isinstance(found, ClassLabel):
+        _check_same_classes(expected.names, found.names, split_name)
+        labels = [label if label is None or label < 0 else found.names[label] for label in labels]
+    numbers = {name: number for number, name in enumerate(expected.names)}
+    renumbered = [numbers.get(label, label) if isinstance(label, str) else label for label in labels]
+    for row, label in enumerate(renumbered):
+        if not isinstance(label, int) or not 0 <= label < len(expected.names):
+            raise ValueError(
+                f"image {row} of the {split_name} split has the label {label!r}, which is none of the "
+                f"{len(expected.names)} classes: {_some(expected.names)}"
+            )
+    if found == named:
+        return split
+    return split.remove_columns("label").add_column("label", renumbered, feature=named)
+
+
+def _check_same_classes(expected: Sequence[str], found: Sequence[str], split_name: str) -> None:
+    if set(expected) != set(found):
+        extra, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+        raise ValueError(
+            f"the train and {split_name} images have different classes: only {split_name} has {_some(extra)}, "
+            f"only train has {_some(missing)}"
+        )
+
+
+def read_classnames(path: str | os.PathLike[str]) -> list[str]:
+    """Class names from a text file, one a line, in label order.
+
+    Raises:
+        ValueError: the file cannot be read, or a name is blank or there twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the class names in {os.fspath(path)!r}: {error}") from error
+    try:
+        return check_classnames([line.strip() for line in text.splitlines()])
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def _check_not_empty(splits: DatasetDict) -> None:
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise ValueError(f"the {name} split has no images")
+
+
+def _check_every_class(train: Dataset) -> None:
+    if missing := [name for name, count in class_counts(train).items() if count == 0]:
+        raise ValueError(f"classes without any training image: {_some(missing)}")
+
+
+def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PILImage.Image]:
+    """The images of some rows, in RGB.
+
+    Raises:
+        ValueError: one cannot be read; its path, or its row where it has none, is named.
+    """
+    cells = encoded_images(dataset)[list(rows)]["image"]
+    return [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
+
+
+def encoded_images(dataset: Dataset) -> Dataset:
+    """The column `image` alone, each as `{"bytes", "path"}`, not yet decoded."""
+    from datasets import Image
+
+    return dataset.select_columns("image").cast_column("image", Image(decode=False))
+
+
+def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
+    """One of [`encoded_images`], in RGB.
+
+    Raises:
+        ValueError: it cannot be read; its path, or `row` where it has none, is named.
+    """
+    where = repr(cell["path"]) if cell and cell["path"] else f"image {row}"
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        raise ValueError(f"{where} of the data set is missing")
+    if cell["bytes"] is None:
+        return load_image(cell["path"])
+    try:
+        return load_image(PILImage.open(io.BytesIO(cell["bytes"])))
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {where} as an image: {error}") from error
+
+
+def broken_images(dataset: Dataset) -> dict[int, str]:
+    """Rows whose image cannot be read, each with the error that names it. Decodes every image once."""
+    broken = {}
+    for row, cell in enumerate(encoded_images(dataset)):
+        try:
+            decode_image(cell["image"], row)
+        except ValueError as error:
+            broken[row] = str(error)
+    return broken
+
+
+def drop_broken_images(dataset: Dataset, name: str = "data") -> Dataset:
+    """The data set without the images that cannot be read, which are counted in a warning."""
+    broken = broken_images(dataset)
+    if not broken:
+        return dataset
+    logger.warning("%d of %d %s images skipped: %s", len(broken), len(dataset), name, _some(broken.values()))
+    return dataset.select([row for row in range(len(dataset)) if row not in broken])
+
+
+def _some(values: Any) -> str:
+    """The first few of a list of values, for a message."""
+    values = list(values)
+    return (", ".join(map(str, values[:10])) or "none") + (f" … ({len(values)})" if len(values) > 10 else "")

@@ -1,0 +1,63 @@
+"""Metrics of a classifier from its probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+CALIBRATION_BINS = 15
+
+
+def classification_metrics(
+    probabilities: np.ndarray, labels: Sequence[int] | np.ndarray, classnames: Sequence[str]
+) -> dict[str, Any]:
+    """How good predictions are, and how far their confidence can be trusted.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, K)`): softmax scores.
+        labels (`Sequence[int]`): the N right classes.
+        classnames (`Sequence[str]`): K names.
+
+    Returns:
+        `accuracy`, `top5_accuracy` (all classes count where there are fewer than five), `macro_f1` (the mean over the
+        classes that `labels` holds, as Dassl's evaluator takes it), `ece` (see [`expected_calibration_error`]),
+        `num_samples`, and `per_class_accuracy`, by name, of the classes that `labels` holds.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    from sklearn.metrics import f1_score
+
+    if len(labels) == 0:
+        raise ValueError("no samples to evaluate")
+    labels, predicted = np.asarray(labels), probabilities.argmax(1)
+    correct = predicted == labels
+    top5 = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    present = np.unique(labels)
+    return {
+        "accuracy": float(correct.mean()),
+        "top5_accuracy": float((top5 == labels[:, None]).any(1).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=present, zero_division=0)),
+        "ece": expected_calibration_error(probabilities, labels),
+        "num_samples": len(labels),
+        "per_class_accuracy": {classnames[k]: float(correct[labels == k].mean()) for k in present},
+    }
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+    r"""The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3) over equally wide bins.
+
+    `sum over b of |B_b| / N * |accuracy(B_b) - confidence(B_b)|`, where `B_b` are the samples whose highest score lies
+    in `(b / bins, (b + 1) / bins]`.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, K)`), labels (`np.ndarray` of shape `(N,)`).
+        bins (`int`): how many.
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))

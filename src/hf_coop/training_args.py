@@ -1,0 +1,181 @@
+"""`CoOpTrainingArguments`: how a prompt is trained. Names are those of `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+STRATEGIES = ("no", "steps", "epoch")
+ONLINE = "online"
+
+
+def default_num_train_epochs(num_shots: int) -> int:
+    """The published number of epochs: 50 for 1 image a class, 100 for 2 to 4, 200 for more."""
+    if num_shots <= 1:
+        return 50
+    return 100 if num_shots <= 4 else 200
+
+
+@dataclass
+class CoOpTrainingArguments:
+    """How a prompt is trained. The defaults are the recipe of CoOp (arXiv 2109.01134, section 4.1).
+
+    Args:
+        output_dir (`str`): where everything is written.
+        overwrite_output_dir (`bool`): start anew in a folder that holds another run, whose checkpoints are removed.
+        num_train_epochs (`int`, *optional*): default: 50 for 1 image a class, 100 for 2 to 4, 200 for more.
+        learning_rate (`float`): of the first epoch after warm-up; a cosine takes it down to 0, epoch by epoch.
+        warmup_epochs (`int`), warmup_learning_rate (`float`): the constant rate of the first epochs.
+        optim (`str`): "sgd", "adam" or "adamw".
+        momentum (`float`): of SGD.
+        weight_decay (`float`): of all optimizers.
+        adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam and AdamW.
+        per_device_train_batch_size, per_device_eval_batch_size (`int`): images in each process at a time; the latter
+            also through the image tower.
+        gradient_accumulation_steps (`int`): batches to each update.
+        dataloader_drop_last (`bool`): drop the last incomplete batch of an epoch, where there is a full one.
+        dataloader_num_workers (`int`): processes that read and crop images with `image_views="online"`.
+        image_views (`str`): "1": the processor's resize and centre crop; "N": N random crops an image, encoded once,
+            of which each epoch draws one; "online": a fresh crop each step, through the image tower (the paper's).
+        learn_temperature (`bool`): also learn CLIP's `logit_scale`.
+        seed (`int`): of the context's first values, the order of images, and the crops.
+        bf16, fp16 (`bool`): mixed precision.
+        use_cpu (`bool`): leave a GPU alone.
+        save_strategy (`str`): "epoch", "steps" or "no": when to write a checkpoint.
+        save_steps (`int`): updates between checkpoints, with "steps".
+        save_total_limit (`int`, *optional*): checkpoints to keep; the oldest go first.
+        eval_strategy (`str`): "epoch" or "no": when to measure accuracy on the trainer's `eval_dataset`.
+        resume_from_checkpoint (`str`, *optional*): a checkpoint folder, or "True" for the newest in `output_dir`, from
+            the beginning if there is none.
+        report_to (`list[str]`): trackers of Accelerate: "tensorboard", "wandb", …; "none".
+        disable_tqdm (`bool`): plain lines instead of the live progress bar.
+        push_to_hub (`bool`), hub_model_id, hub_token (`str`, *optional*), hub_private_repo (`bool`): what
+            `trainer.push_to_hub()` does; the name of the repository is that of `output_dir` unless given.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    output_dir: str = field(default="prompt-output", metadata={"help": "Where everything is written."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew in a folder that holds another run; its checkpoints are removed."}
+    )
+    num_train_epochs: int | None = field(
+        default=None, metadata={"help": "Default: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
+    )
+    learning_rate: float = field(default=0.002, metadata={"help": "Peak learning rate of the cosine."})
+    warmup_epochs: int = field(default=1, metadata={"help": "First epochs, at a constant learning rate."})
+    warmup_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the first epochs."})
+    optim: str = field(default="sgd", metadata={"help": "sgd, adam or adamw."})
+    momentum: float = field(default=0.9, metadata={"help": "Of SGD."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Of all optimizers."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "Of Adam and AdamW."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Of Adam and AdamW."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Of Adam and AdamW."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in each process."})
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Images in each process, in evaluation and through the image tower."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to each update."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop the last incomplete batch of an epoch, where there is a full one."}
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that read images, with image_views=online."}
+    )
+    image_views: str = field(
+        default="1", metadata={"help": "1: centre crop; N: N random crops an image; online: a fresh crop each step."}
+    )
+    learn_temperature: bool = field(default=False, metadata={"help": "Also learn CLIP's logit_scale."})
+    seed: int = field(default=1, metadata={"help": "Of the images chosen, the context, the order and the crops."})
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
+    fp16: bool = field(default=False, metadata={"help": "Mixed precision in float16 (GPU)."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
+    save_steps: int = field(default=500, metadata={"help": "Updates between checkpoints, with save_strategy=steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    eval_strategy: str = field(default="no", metadata={"help": "When to measure validation accuracy: epoch or no."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder, or True for the newest in output_dir."}
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, …; none."}
+    )
+    disable_tqdm: bool = field(default=False, metadata={"help": "Plain lines instead of the progress bar."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the trained prompt to the Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "user/name; default: output_dir's name."})
+    hub_token: str | None = field(default=None, metadata={"help": "Default: the token of `hf auth login`."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make the repository private."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
+        self.image_views = str(self.image_views)
+        self._check_choice("optim", OPTIMIZERS)
+        self._check_choice("save_strategy", STRATEGIES)
+        self._check_choice("eval_strategy", ("no", "epoch"))
+        for name in (
+            "num_train_epochs",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
+            self._check_at_least(name, 1)
+        for name in (
+            *("learning_rate", "warmup_epochs", "warmup_learning_rate", "momentum", "weight_decay", "adam_epsilon"),
+            *("adam_beta1", "adam_beta2", "dataloader_num_workers", "seed"),
+        ):
+            self._check_at_least(name, 0)
+        if self.image_views != ONLINE and (not self.image_views.isdecimal() or int(self.image_views) < 1):
+            raise ValueError(f"image_views must be 1 or more, or {ONLINE!r}, got {self.image_views!r}")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both set: choose one")
+        if not self.output_dir:
+            raise ValueError("output_dir is empty: say where to write")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if (value := getattr(self, name)) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def _check_at_least(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if value is not None and not (math.isfinite(value) and value >= low):
+            raise ValueError(f"{name} must be {low} or more, got {value!r}")
+
+    @property
+    def num_views(self) -> int | None:
+        """Encoded views of each training image; None with fresh crops each step."""
+        return None if self.image_views == ONLINE else int(self.image_views)
+
+    @property
+    def mixed_precision(self) -> str:
+        """As Accelerate calls it."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+    @property
+    def trackers(self) -> list[str]:
+        """`report_to` without "none"."""
+        return [name for name in self.report_to if name != "none"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but the token."""
+        return {name: value for name, value in asdict(self).items() if name != "hub_token"}
+
+    def learning_rate_at(self, epoch: int, num_train_epochs: int) -> float:
+        """The learning rate throughout an epoch, as published: constant warm-up, then a cosine from its peak.
+
+        `learning_rate / 2 * (1 + cos(pi * (epoch - warmup_epochs) / num_train_epochs))`: the warm-up delays the
+        cosine, whose length stays `num_train_epochs`.
+
+        Args:
+            epoch (`int`): from 0.
+            num_train_epochs (`int`): of the run.
+        """
+        if epoch < self.warmup_epochs:
+            return self.warmup_learning_rate
+        progress = (epoch - self.warmup_epochs) / num_train_epochs
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

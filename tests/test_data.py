@@ -1,0 +1,385 @@
+"""Sampling, sources and transforms of `hf_coop.data`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PARITY
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from hf_coop.data import (
+    few_shot_indices,
+    few_shot_splits,
+    load_image_folder,
+    load_image_splits,
+    random_view,
+    read_images,
+    subsample_classes,
+)
+from hf_coop.data.few_shot import class_counts
+
+
+def colour(shade: int, size: tuple[int, int] = (8, 8)) -> PILImage.Image:
+    return PILImage.new("RGB", size, (shade, 255 - shade, shade))
+
+
+def image_folder(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            colour(number).save(root / name / f"{number}.png")
+    return root
+
+
+def labelled(names: list[str], labels: list, label: str = "label", feature: object = None) -> Dataset:
+    features = Features({"image": Image(), label: feature or ClassLabel(names=names)})
+    rows = {"image": [colour(number) for number in range(len(labels))], label: labels}
+    return Dataset.from_dict(rows, features=features)
+
+
+def saved(folder: Path, **splits: Dataset) -> str:
+    DatasetDict(splits).save_to_disk(str(folder))
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "train", {"bus": 3, "red_car": 2, "train": 2})
+
+
+class TestFewShot:
+    RECORDED = json.loads((PARITY / "few_shot.json").read_text())
+
+    @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{case['num_shots']}-{case['seed']}")
+    def test_equals_the_published_sampling(self, case):
+        found = few_shot_indices(self.RECORDED["labels"], case["num_shots"], case["seed"])
+        assert found == case["train_indices"]
+
+    def test_global_random_state_is_left_alone(self):
+        random.seed(0)
+        expected = random.Random(0).random()
+        few_shot_indices([0, 1, 0, 1], 1, seed=5)
+        assert random.random() == expected
+
+    def test_zero_means_all(self):
+        assert few_shot_indices([1, 0, 1], 0, seed=1) == [0, 1, 2]
+
+    def test_negative_is_refused(self):
+        with pytest.raises(ValueError, match=r"num_shots must be 0 .* got -2"):
+            few_shot_indices([0, 1], -2, seed=1)
+
+    @pytest.mark.parametrize(("shots", "validation"), [(1, 1), (4, 4), (6, 4)])
+    def test_validation_goes_on_with_the_same_draw(self, shots, validation):
+        labels = [k % 3 for k in range(30)]
+        split = labelled(["a", "b", "c"], labels)
+        splits = few_shot_splits(DatasetDict(train=split, validation=split, test=split), shots, seed=2)
+        random.seed(2)
+        drawn = {}
+        for name, count in (("train", shots), ("validation", validation)):
+            by_class = [[i for i in range(30) if labels[i] == k] for k in range(3)]
+            drawn[name] = [i for images in by_class for i in random.sample(images, count)]
+        for name, rows in drawn.items():
+            assert [image.getpixel((0, 0))[0] for image in splits[name]["image"]] == rows
+        assert len(splits["test"]) == 30
+
+    def test_a_class_with_fewer_images_warns_and_gives_all(self, caplog):
+        splits = few_shot_splits(DatasetDict(train=labelled(["many", "few"], [0, 0, 0, 1])), 3, seed=1)
+        assert class_counts(splits["train"]) == {"many": 3, "few": 1}
+        assert "'few' (1)" in caplog.text
+        assert "'many'" not in caplog.text
+
+
+class TestSubsampleClasses:
+    NAMES = ("a", "b", "c", "d", "e")
+
+    @pytest.mark.parametrize(("subset", "kept"), [("base", ["a", "b", "c"]), ("new", ["d", "e"])])
+    def test_halves_the_classes_and_renumbers(self, subset, kept):
+        labels = [4, 0, 2, 3, 1, 4]
+        splits = subsample_classes(DatasetDict(train=labelled(list(self.NAMES), labels)), subset)
+        train = splits["train"]
+        assert train.features["label"].names == kept
+        assert [train.features["label"].names[k] for k in train["label"]] == [
+            self.NAMES[k] for k in labels if self.NAMES[k] in kept
+        ]
+        assert [image.getpixel((0, 0))[0] for image in train["image"]] == [
+            row for row, k in enumerate(labels) if self.NAMES[k] in kept
+        ]
+
+    def test_all_is_untouched_and_others_refused(self):
+        splits = DatasetDict(train=labelled(["a", "b"], [0, 1]))
+        assert subsample_classes(splits, "all") is splits
+        with pytest.raises(ValueError, match="one of all, base, new, got 'half'"):
+            subsample_classes(splits, "half")
+        with pytest.raises(ValueError, match="leaves no class"):
+            subsample_classes(DatasetDict(train=labelled(["a"], [0])), "new")
+
+
+class TestFolder:
+    def test_classes_are_the_sub_folders_even_one_called_train(self, folder):
+        dataset = load_image_folder(folder)
+        assert dataset.features["label"].names == ["bus", "red_car", "train"]
+        assert dataset["label"][:] == [0, 0, 0, 1, 1, 2, 2]
+        assert read_images(dataset, [2])[0].getpixel((0, 0)) == (2, 253, 2)
+
+    def test_other_files_and_hidden_ones_are_no_images(self, folder):
+        (folder / "bus" / "notes.txt").write_text("no image")
+        (folder / "bus" / ".thumb.png").write_bytes(b"")
+        (folder / ".cache").mkdir()
+        assert len(load_image_folder(folder)) == 7
+
+    def test_fingerprint_knows_the_files(self, folder):
+        before = load_image_folder(folder)._fingerprint
+        assert load_image_folder(folder)._fingerprint == before
+        colour(99, size=(9, 9)).save(folder / "bus" / "1.png")
+        assert load_image_folder(folder)._fingerprint != before
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no such folder: .*nowhere"):
+            load_image_splits(tmp_path / "nowhere")
+
+    def test_no_images(self, tmp_path):
+        (tmp_path / "empty" / "cat").mkdir(parents=True)
+        with pytest.raises(ValueError, match=r"no images in .*empty.*one sub-folder"):
+            load_image_splits(tmp_path / "empty")
+
+    def test_class_without_images(self, folder):
+        (folder / "zebra").mkdir()
+        with pytest.raises(ValueError, match=r"class folders without any image .*: zebra"):
+            load_image_splits(folder)
+
+    def test_train_and_test_with_different_classes(self, folder, tmp_path):
+        test = image_folder(tmp_path / "test", {"bus": 1, "tram": 1, "train": 1})
+        with pytest.raises(ValueError, match="only test has tram, only train has red_car"):
+            load_image_splits(folder, test)
+
+    def test_test_folder(self, folder, tmp_path):
+        test = image_folder(tmp_path / "test", {"bus": 1, "red_car": 1, "train": 1})
+        splits = load_image_splits(folder, test)
+        assert {name: len(split) for name, split in splits.items()} == {"train": 7, "test": 3}
+
+
+class TestBrokenImages:
+    @pytest.fixture
+    def broken(self, folder: Path) -> Path:
+        whole = (folder / "bus" / "0.png").read_bytes()
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        PILImage.fromarray(noise).save(folder / "red_car" / "1.png")
+        cut = folder / "red_car" / "1.png"
+        cut.write_bytes(cut.read_bytes()[:2000])
+        (folder / "bus" / "2.png").write_bytes(b"not an image at all")
+        assert len(whole) > 40
+        return folder
+
+    @pytest.mark.parametrize(("row", "name"), [(2, "bus/2.png"), (4, "red_car/1.png")])
+    def test_the_path_is_named(self, broken, row, name):
+        with pytest.raises(ValueError, match=f"cannot read .*{name}"):
+            read_images(load_image_folder(broken), [row])
+
+    def test_the_row_or_name_is_given_for_embedded_bytes(self):
+        cells = [{"bytes": b"garbage", "path": None}, {"bytes": b"garbage", "path": "named.jpg"}, None]
+        dataset = Dataset.from_dict({"image": cells}, features=Features({"image": Image()}))
+        for row, name in enumerate(["image 0", "named.jpg", "image 2"]):
+            with pytest.raises(ValueError, match=name):
+                read_images(dataset, [row])
+
+    def test_skipping_goes_on_and_counts(self, broken, caplog):
+        splits = load_image_splits(broken, skip_broken_images=True)
+        assert class_counts(splits["train"]) == {"bus": 2, "red_car": 1, "train": 2}
+        assert "2 of 7 train images skipped" in caplog.text
+        assert "red_car/1.png" in caplog.text
+
+    def test_a_class_with_only_broken_images_has_none(self, broken):
+        shutil.copy(broken / "bus" / "2.png", broken / "red_car" / "0.png")
+        with pytest.raises(ValueError, match="classes without any training image: red_car"):
+            load_image_splits(broken, skip_broken_images=True)
+
+    def test_a_split_with_only_broken_images_is_empty(self, tmp_path):
+        train, test = (image_folder(tmp_path / name, {"bus": 1}) for name in ("train", "test"))
+        (test / "bus" / "0.png").write_bytes(b"broken")
+        with pytest.raises(ValueError, match="the test split has no images"):
+            load_image_splits(train, test, skip_broken_images=True)
+
+
+class TestDataSets:
+    NAMES = ("ant", "bee")
+
+    def test_one_source_must_be_given(self, folder):
+        for options in ({}, {"train_dir": folder, "dataset_name": "demo"}):
+            with pytest.raises(ValueError, match="say where the images are"):
+                load_image_splits(**options)
+        with pytest.raises(ValueError, match="test_dir goes with train_dir"):
+            load_image_splits(dataset_name="demo", test_dir=folder)
+
+    def test_demo(self):
+        splits = load_image_splits(dataset_name="demo")
+        assert {name: len(split) for name, split in splits.items()} == {"train": 897, "test": 900}
+
+    def test_save_to_disk_with_other_columns(self, tmp_path):
+        data = labelled(list(self.NAMES), [0, 1, 1], label="species").rename_column("image", "photo")
+        name = saved(tmp_path / "data", train=data, validation=data)
+        splits = load_image_splits(dataset_name=name, image_column_name="photo", label_column_name="species")
+        assert sorted(splits) == ["test", "train"]  # the validation images, for want of others
+        assert splits["train"].column_names == ["image", "label"]
+        assert splits["train"]["label"][:] == [0, 1, 1]
+
+    def test_a_single_saved_split(self, tmp_path):
+        labelled(list(self.NAMES), [0, 1]).save_to_disk(str(tmp_path / "one"))
+        assert list(load_image_splits(dataset_name=str(tmp_path / "one"))) == ["train"]
+
+    @pytest.mark.parametrize("as_folder", [False, True])
+    def test_parquet(self, tmp_path, as_folder):
+        path = tmp_path / "data" / "train.parquet"
+        path.parent.mkdir()
+        labelled(list(self.NAMES), [1, 0, 1]).to_parquet(str(path))
+        splits = load_image_splits(dataset_name=str(path.parent if as_folder else path))
+        assert splits["train"]["label"][:] == [1, 0, 1]
+        assert read_images(splits["train"], [2])[0].getpixel((0, 0)) == (2, 253, 2)
+
+    def test_all_three_splits(self, tmp_path):
+        one = labelled(list(self.NAMES), [0, 1])
+        name = saved(tmp_path / "data", train=one, validation=one, test=one)
+        assert sorted(load_image_splits(dataset_name=name)) == ["test", "train", "validation"]
+        assert sorted(load_image_splits(dataset_name=name, test_split="validation")) == ["test", "train"]
+
+    def test_split_that_is_not_there(self, tmp_path):
+        name = saved(tmp_path / "data", train=labelled(list(self.NAMES), [0, 1]))
+        with pytest.raises(ValueError, match="no split 'dev'; it has train"):
+            load_image_splits(dataset_name=name, test_split="dev")
+
+    @pytest.mark.parametrize("option", ["image_column_name", "label_column_name"])
+    def test_wrong_column_lists_the_others(self, tmp_path, option):
+        name = saved(tmp_path / "data", train=labelled(list(self.NAMES), [0, 1]))
+        with pytest.raises(ValueError, match=f"no column 'fine'; the columns are image, label: set {option}"):
+            load_image_splits(dataset_name=name, **{option: "fine"})
+
+    def test_a_column_without_images(self, tmp_path):
+        data = labelled(list(self.NAMES), [0, 1]).add_column("number", [1, 2])
+        name = saved(tmp_path / "data", train=data)
+        with pytest.raises(ValueError, match="'number' holds no images"):
+            load_image_splits(dataset_name=name, image_column_name="number")
+
+
+class TestClassNames:
+    def names_file(self, tmp_path: Path, text: str) -> Path:
+        path = tmp_path / "names.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def test_the_file_wins_in_label_order(self, folder, tmp_path):
+        path = self.names_file(tmp_path, "\ufeffcity bus\nred car \ntrain\n")
+        splits = load_image_splits(folder, classnames_file=path)
+        assert splits["train"].features["label"].names == ["city bus", "red car", "train"]
+        assert splits["train"]["label"][:] == [0, 0, 0, 1, 1, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a\nb\n", "has 2 class names, but the data has 3 classes"),
+            ("a\n\nc\n", "names.txt.*class name 1 is blank"),
+            ("a\nred_car\nRed car\n", "names.txt.*duplicate"),
+        ],
+    )
+    def test_a_file_that_does_not_fit(self, folder, tmp_path, text, message):
+        with pytest.raises(ValueError, match=message):
+            load_image_splits(folder, classnames_file=self.names_file(tmp_path, text))
+
+    def test_no_such_file(self, folder):
+        with pytest.raises(ValueError, match=r"cannot read the class names in 'gone.txt'"):
+            load_image_splits(folder, classnames_file="gone.txt")
+
+    def test_duplicate_names_in_the_data(self, tmp_path):
+        with pytest.raises(ValueError, match="duplicate class names"):
+            load_image_splits(image_folder(tmp_path / "data", {"a_b": 1, "a b": 1}))
+
+    def test_numbers_are_warned_of_loudly(self, tmp_path, caplog):
+        data = image_folder(tmp_path / "data", {"1": 1, "10": 1, "100": 1})
+        load_image_splits(data)
+        assert "THE CLASS NAMES ARE NUMBERS (1, 10, 100)" in caplog.text
+        assert "classnames_file" in caplog.text
+        caplog.clear()
+        load_image_splits(data, classnames_file=self.names_file(tmp_path, "rose\ndaisy\nlily"))
+        assert not caplog.records
+
+    def test_string_labels_are_classes_in_sorted_order(self, tmp_path):
+        train = labelled([], ["cat", "ant", "cat"], feature=Value("string"))
+        test = labelled([], ["cat"], feature=Value("string"))
+        splits = load_image_splits(dataset_name=saved(tmp_path / "data", train=train, test=test))
+        assert splits["train"].features["label"].names == ["ant", "cat"]
+        assert (splits["train"]["label"][:], splits["test"]["label"][:]) == ([1, 0, 1], [1])
+
+    def test_a_string_label_that_training_does_not_have(self, tmp_path):
+        train, test = (labelled([], labels, feature=Value("string")) for labels in (["cat", "ant"], ["cat", "dog"]))
+        with pytest.raises(ValueError, match="image 1 of the test split has the label 'dog', which is none of the 2"):
+            load_image_splits(dataset_name=saved(tmp_path / "data", train=train, test=test))
+
+    def test_numbers_without_names(self, tmp_path):
+        name = saved(tmp_path / "data", train=labelled([], [0, 1, 0], feature=Value("int64")))
+        with pytest.raises(ValueError, match="numbers without names: give classnames_file"):
+            load_image_splits(dataset_name=name)
+        splits = load_image_splits(dataset_name=name, classnames_file=self.names_file(tmp_path, "ant\nbee\n"))
+        assert splits["train"].features["label"].names == ["ant", "bee"]
+
+    def test_a_label_outside_the_names(self, tmp_path):
+        name = saved(tmp_path / "data", train=labelled([], [0, 1, 2], feature=Value("int64")))
+        with pytest.raises(ValueError, match=r"image 2 of the train split has the label 2, .* 2 classes: ant, bee"):
+            load_image_splits(dataset_name=name, classnames_file=self.names_file(tmp_path, "ant\nbee\n"))
+
+    def test_unlabelled_test_images(self, tmp_path):
+        train, test = labelled(["ant", "bee"], [0, 1]), labelled(["ant", "bee"], [-1, -1])
+        with pytest.raises(ValueError, match="image 0 of the test split has the label -1"):
+            load_image_splits(dataset_name=saved(tmp_path / "data", train=train, test=test))
+
+    def test_labels_of_neither_kind(self, tmp_path):
+        name = saved(tmp_path / "data", train=labelled([], [0.5, 1.0], feature=Value("float32")))
+        with pytest.raises(ValueError, match="labels must be class labels, strings or whole numbers"):
+            load_image_splits(dataset_name=name)
+
+    def test_test_classes_in_another_order_are_matched_by_name(self, tmp_path):
+        train, test = labelled(["ant", "bee"], [0, 1]), labelled(["bee", "ant"], [0, 0, 1])
+        splits = load_image_splits(dataset_name=saved(tmp_path / "data", train=train, test=test))
+        assert splits["test"]["label"][:] == [1, 1, 0]
+        assert splits["test"].features["label"].names == ["ant", "bee"]
+
+    def test_class_without_training_image(self, tmp_path):
+        name = saved(tmp_path / "data", train=labelled(["ant", "bee", "cow"], [0, 2]))
+        with pytest.raises(ValueError, match="classes without any training image: bee"):
+            load_image_splits(dataset_name=name)
+
+
+class TestRandomView:
+    def test_size_and_determinism(self):
+        image = PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+        first, again, other = (random_view(image, 32, 24, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        assert first.size == (24, 32)
+        assert first.tobytes() == again.tobytes() != other.tobytes()
+
+    def test_crops_cover_the_published_range_of_areas_and_flip_half_of_the_time(self):
+        x, y = np.meshgrid(np.linspace(0, 255, 256), np.linspace(0, 255, 256))
+        ramp = PILImage.fromarray(np.stack([x, y, y], -1).astype(np.uint8))  # a crop shows where it lay
+        areas, flips = [], 0
+        for seed in range(300):
+            view = np.asarray(random_view(ramp, 16, 16, np.random.default_rng(seed))).astype(float)
+            left, right = view[:, 0, 0].mean(), view[:, -1, 0].mean()
+            flips += left > right
+            areas.append(abs(right - left) * (view[-1, :, 1].mean() - view[0, :, 1].mean()) / 255**2)
+        assert 110 < flips < 190
+        assert min(areas) < 0.12
+        assert max(areas) > 0.8
+        assert 0.4 < float(np.mean(areas)) < 0.56
+
+    @pytest.mark.parametrize("size", [(300, 3), (3, 300), (1, 1)])
+    def test_extreme_shapes(self, size):
+        for seed in range(20):
+            assert random_view(colour(3, size), 8, 8, np.random.default_rng(seed)).size == (8, 8)
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="hf_coop")
