@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .adapter_files import (
     CARD_FILE,
@@ -435,6 +437,8 @@ def load_clip(
 ) -> CLIPModel:
     """`CLIPModel.from_pretrained`, with an error that says what to do where the model is not there.
 
+    The commit that a repository is read at is kept as `config._commit_hash`, for the adapter to record.
+
     Raises:
         ValueError: the files hold another kind of model.
         OSError: not found.
@@ -442,9 +446,14 @@ def load_clip(
     if not path:
         raise ValueError(f"adapter {adapter!r} does not say its base model: pass base_model_name_or_path")
     try:
+        commit = extract_commit_hash(cached_file(path, CONFIG_NAME, **hub), None)
+        if commit is not None:
+            hub["revision"] = commit
         model_type = AutoConfig.from_pretrained(path, **hub).model_type
         if model_type == "clip":
-            return CLIPModel.from_pretrained(path, dtype=dtype or torch.float32, **hub)
+            model = CLIPModel.from_pretrained(path, dtype=dtype or torch.float32, **hub)
+            model.config._commit_hash = commit
+            return model
     except (OSError, ValueError) as error:
         whose = f"the base model of adapter {adapter!r}, " if adapter else ""
         local = os.path.isabs(path) and not os.path.isdir(path)

@@ -25,8 +25,8 @@ class CoCoOpConfig(PromptConfig):
     Args:
         max_prompts_per_chunk (`int`): how many class prompts (images x classes) to encode at a time. Bounds memory
             at any batch size and number of classes, and changes nothing but rounding; where training takes more
-            than one chunk, each is computed again in the backward pass. 256 takes about 1 GB beside the model in training
-            ViT-B/16. Can be set anew on a loaded model's `prompt_config`.
+            than one chunk, each is computed again in the backward pass. 256 take about 1 GB beside the model in
+            training ViT-B/16. Can be set anew on a loaded model's `prompt_config`.
 
     Raises:
         TypeError, ValueError: at construction, naming the value that is wrong or the option that only CoOp has.

@@ -1,0 +1,178 @@
+"""Base-to-new generalisation (CoCoOp, arXiv 2203.05557, section 4.1): what a prompt is worth on unseen classes.
+
+    accelerate launch examples/base_to_new.py --train_dir flowers/train --test_dir flowers/test --output_dir b2n
+
+CoOp and CoCoOp learn from the first half of the classes ("base") and are tested on it and on the other half ("new"),
+beside zero-shot's hand-written prompt, over several seeds. Both start from "a photo of a", as in the paper. Takes the
+options of train.py. Offline, on the embedded model and images: --model_name_or_path demo --dataset_name demo
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from train import DataArguments, ModelArguments
+from transformers import HfArgumentParser, set_seed
+
+from hf_coop import CoCoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.adapter_files import staged_folder
+from hf_coop.baselines import zero_shot_logits
+from hf_coop.checkpoints import check_output_dir, wants_resume
+from hf_coop.data import few_shot_splits, subsample_classes
+from hf_coop.demo import DEMO_CLIP
+
+METHODS = {"zero_shot": "zero-shot", "coop": "CoOp", "cocoop": "CoCoOp"}
+SCORES = {"base": "base", "new": "new", "harmonic_mean": "H"}
+CTX_INIT = "a photo of a"
+
+Scores = dict[str, float]
+
+
+@dataclass
+class BaseToNewArguments:
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
+    cocoop_num_train_epochs: int = field(default=10, metadata={"help": "Of CoCoOp; --num_train_epochs is CoOp's."})
+    cocoop_batch_size: int = field(
+        default=8,
+        metadata={"help": "Images of a CoCoOp step, at so many times --learning_rate. 1 is the paper's."},
+    )
+
+
+def score(base: float, new: float) -> Scores:
+    """Both accuracies and their harmonic mean."""
+    return {"base": base, "new": new, "harmonic_mean": 2 * base * new / (base + new) if base + new else 0.0}
+
+
+def evaluate_zero_shot(trainer: CoOpTrainer, base: Any, new: Any, template: str) -> Scores:
+    """Accuracy of the hand-written prompt; the prompt that `trainer` learns is not used."""
+    accuracies = []
+    for split in (base["test"], new["test"]):
+        trainer.model.set_classnames(split.features["label"].names)
+        guesses = zero_shot_logits(trainer.model, trainer.image_embeds(split)[:, 0], template).argmax(-1)
+        accuracies.append((guesses.numpy() == split["label"][:]).mean().item())
+    trainer.model.set_classnames(base["test"].features["label"].names)
+    return score(*accuracies)
+
+
+def evaluate_learned(trainer: CoOpTrainer, base: Any, new: Any) -> Scores:
+    """Train on the base classes, save, then put the learned context in front of the new ones."""
+    trainer.train()
+    trainer.save_model()
+    on_base = trainer.evaluate(base["test"])["accuracy"]
+    trainer.model.set_classnames(new["test"].features["label"].names)
+    return score(on_base, trainer.evaluate(new["test"])["accuracy"])
+
+
+def method_arguments(
+    args: CoOpTrainingArguments, settings: BaseToNewArguments, method: str, seed: int
+) -> CoOpTrainingArguments:
+    """The arguments of one run. CoCoOp takes the paper's batch of 1 in larger steps, at a rate in proportion."""
+    args = replace(args, seed=seed, output_dir=str(Path(args.output_dir, f"{method}-seed{seed}")))
+    if method == "coop":
+        return args
+    return replace(
+        args,
+        num_train_epochs=settings.cocoop_num_train_epochs,
+        per_device_train_batch_size=settings.cocoop_batch_size,
+        learning_rate=args.learning_rate * settings.cocoop_batch_size,
+    )
+
+
+def run(
+    settings: BaseToNewArguments, model_args: ModelArguments, data_args: DataArguments, args: CoOpTrainingArguments
+) -> dict[str, Any]:
+    """All runs; returns what `base_to_new.json` holds."""
+    runs = {(m, s): method_arguments(args, settings, m, s) for s in settings.seeds for m in ("coop", "cocoop")}
+    CoCoOpConfig(**model_args.prompt_options())  # refuses CoOp's own options, which would not compare
+    for run_args in runs.values():
+        check_output_dir(run_args.output_dir, wants_resume(args.resume_from_checkpoint), args.overwrite_output_dir)
+    splits = replace(data_args, num_shots=0, subsample_classes="all").load(seed=0)
+    if "test" not in splits:
+        raise ValueError("no test images: give test_dir, or test_split of a data set that has one")
+    path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
+    options = {"revision": model_args.model_revision, **model_args.prompt_options()}
+    if not {"n_ctx", "ctx_init"} & options.keys():
+        options["ctx_init"] = CTX_INIT
+
+    scores: dict[str, list[Scores]] = {method: [] for method in METHODS}
+    for (method, seed), run_args in runs.items():
+        sampled = few_shot_splits(splits, data_args.num_shots, seed)
+        base, new = subsample_classes(sampled, "base"), subsample_classes(sampled, "new")
+        set_seed(seed)
+        model = HFCoOp.from_clip(path, base["train"].features["label"].names, method, **options)
+        trainer = CoOpTrainer(model, run_args, base["train"])
+        is_main = trainer.accelerator.is_main_process
+        if method == "coop":
+            scores["zero_shot"].append(evaluate_zero_shot(trainer, base, new, data_args.zero_shot_template))
+        scores[method].append(evaluate_learned(trainer, base, new))
+        if is_main:
+            found = ", ".join(f"{label} {scores[method][-1][name]:.1%}" for name, label in SCORES.items())
+            print(f"{METHODS[method]}, seed {seed}: {found}", flush=True)
+
+    content = {"settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()}}
+    content["settings"]["base_to_new"] = asdict(settings)
+    result = {"scores": scores, "mean": summarise(scores, fmean), "std": summarise(scores, pstdev), **content}
+    if is_main:
+        table = markdown_table(result, settings.seeds)
+        with staged_folder(args.output_dir) as folder:
+            Path(folder, "base_to_new.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            Path(folder, "base_to_new.md").write_text(table, encoding="utf-8")
+            plot(result, Path(folder, "base_to_new.png"))
+        print(f"\n{table}\nsaved to {args.output_dir}")
+    return result
+
+
+def summarise(scores: dict[str, list[Scores]], statistic: Any) -> dict[str, Scores]:
+    """A statistic over seeds of each score of each method."""
+    return {m: {name: statistic([row[name] for row in rows]) for name in SCORES} for m, rows in scores.items()}
+
+
+def markdown_table(result: dict[str, Any], seeds: Sequence[int]) -> str:
+    """Accuracy in percent, mean ± standard deviation over the seeds."""
+    lines = [f"| method | {' | '.join(SCORES.values())} |", "| --- |" + " ---: |" * len(SCORES)]
+    for method, name in METHODS.items():
+        mean, std = result["mean"][method], result["std"][method]
+        cells = [f"{100 * mean[key]:.1f} ± {100 * std[key]:.1f}" for key in SCORES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    seeds_used = ", ".join(map(str, seeds))
+    return "\n".join([*lines, "", f"Test accuracy in %, mean ± standard deviation over seeds {seeds_used}.", ""])
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The table as bars."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, width = figure.subplots(), 0.8 / len(METHODS)
+    for number, (method, name) in enumerate(METHODS.items()):
+        heights = [100 * result["mean"][method][key] for key in SCORES]
+        errors = [100 * result["std"][method][key] for key in SCORES]
+        places = [column + (number - (len(METHODS) - 1) / 2) * width for column in range(len(SCORES))]
+        axes.bar_label(axes.bar(places, heights, width, yerr=errors, capsize=3, label=name), fmt="%.1f", padding=2)
+    axes.set_xticks(range(len(SCORES)), ["base classes", "new classes", "harmonic mean"])
+    axes.set(ylabel="test accuracy (%)", title="Base-to-new generalisation", ylim=(0, 110))
+    axes.legend(ncols=len(METHODS), loc="upper center")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def main() -> None:
+    kinds = (BaseToNewArguments, ModelArguments, DataArguments, CoOpTrainingArguments)
+    parser = HfArgumentParser(kinds, description=__doc__)
+    try:
+        run(*parser.parse_args_into_dataclasses())
+    except KeyboardInterrupt as stop:
+        print(stop or "stopped", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
