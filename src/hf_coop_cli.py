@@ -6,6 +6,12 @@ at once, and each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +25,28 @@ app = typer.Typer(
 )
 
 
+Adapter = Annotated[str, typer.Argument(metavar="REPO_OR_FOLDER", help="Adapter on the Hub or in a folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
+Token = Annotated[str | None, typer.Option(help="Access token; default: that of `hf auth login`.")]
+BaseModel = Annotated[
+    str | None, typer.Option("--base_model_name_or_path", help="Another CLIP than the one the adapter records.")
+]
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """What a user can mend is told on one line, without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 @app.callback()
 def main() -> None:
     """Few-shot prompt learning for CLIP: learn, share and use prompts."""
+    # PEFT reads a property that transformers has just renamed: nothing that a user of the command could mend.
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
 
 @app.command()
@@ -33,7 +58,143 @@ def demo(
     """Learn a prompt on the embedded images and model, offline, and compare it with hand-written prompts."""
     from hf_coop.demo.run import run_demo
 
+    if shots < 1:
+        raise typer.BadParameter(f"{shots} is less than 1", param_hint="--shots")
     run_demo(shots, seed, output)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Learn a prompt from a folder of images or a Hub data set (the options are those of examples/train.py)."""
+    _run_example("train.py", context)
+
+
+@app.command(
+    name="base-to-new",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def base_to_new(context: typer.Context) -> None:
+    """Learn on half of the classes, test on both halves (the options are those of examples/base_to_new.py)."""
+    _run_example("base_to_new.py", context)
+
+
+@app.command()
+def predict(
+    adapter: Adapter,
+    images: Annotated[list[str], typer.Argument(help="Image files, folders (searched throughout) and globs.")],
+    top_k: Annotated[int, typer.Option("--top_k", min=1, help="Classes to give for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each image.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images at a time.")] = 64,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cpu.")] = None,
+) -> None:
+    """Classify images. A broken one is reported and the others go on; the exit code is then 1."""
+    from tqdm import tqdm
+
+    from hf_coop import HFCoOp
+    from hf_coop.classify_files import classify_files, find_images
+
+    broken = 0
+    with _errors_as_messages():
+        paths = find_images(images)
+        model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
+        for path, result in tqdm(classify_files(model, paths, top_k, batch_size), total=len(paths), unit="image"):
+            failed = isinstance(result, ValueError)
+            broken += failed
+            if as_json:
+                row = {"error": str(result)} if failed else {"predictions": result}
+                tqdm.write(json.dumps({"image": str(path), **row}))
+            elif failed:
+                tqdm.write(f"error: {result}", file=sys.stderr)
+            else:
+                scores = ", ".join(f"{_printable(row['label'])} {row['score']:.1%}" for row in result)
+                tqdm.write(f"{path}: {scores}")
+    if broken:
+        sys.exit(f"{broken} of {len(paths)} images could not be read")
+
+
+@app.command()
+def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
+    """Print what an adapter is, without loading CLIP."""
+    from hf_coop.adapter_files import describe_adapter
+
+    with _errors_as_messages():
+        for name, value in describe_adapter(adapter, revision=revision, token=token).items():
+            typer.echo(f"{name:<16} {_printable(str(value))}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved prompt.")],
+    repo: Annotated[str, typer.Argument(help="user/name; made if needed.")],
+    private: Annotated[bool | None, typer.Option(help="Whether a repository that is made is private.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if needed.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create_pr", help="Open a pull request instead.")] = False,
+    commit_message: Annotated[
+        str, typer.Option("--commit_message", help="Of the one commit.")
+    ] = "Upload prompt with hf-coop",
+    token: Token = None,
+) -> None:
+    """Check a saved prompt and push it to the Hub, in one commit."""
+    from hf_coop.adapter_files import push_folder
+
+    with _errors_as_messages():
+        if not folder.is_dir():
+            raise OSError(f"no such folder: {str(folder)!r}")
+        commit = push_folder(
+            folder,
+            repo,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    typer.echo(commit.pr_url or commit.commit_url)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="prompt_learner/model.pth.tar-N of the published code.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the adapter to.")],
+    model: Annotated[str, typer.Option("--model_name_or_path", help="The CLIP it was trained with.")],
+    classnames: Annotated[Path, typer.Option("--classnames_file", help="Class names, one a line, in label order.")],
+    class_token_position: Annotated[
+        str, typer.Option("--class_token_position", help="Where the class name stood: end, middle or front.")
+    ] = "end",
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Turn a checkpoint of the published CoOp or CoCoOp code into an adapter; nothing in it is executed."""
+    from hf_coop.convert import convert_checkpoint
+    from hf_coop.data.sources import read_classnames
+
+    with _errors_as_messages():
+        names = read_classnames(classnames)
+        converted = convert_checkpoint(checkpoint, model, names, class_token_position, revision=revision, token=token)
+        converted.save_pretrained(output)
+    typer.echo(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
+
+
+def _printable(text: str) -> str:
+    """`text` without characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _run_example(name: str, context: typer.Context) -> None:
+    """Run a script of examples/, which lies in the installed package or in the repository it is developed in."""
+    here = Path(__file__).parent
+    installed = here / "hf_coop" / "examples" / name
+    script = installed if installed.exists() else here.parent / "examples" / name
+    sys.argv = [context.command_path, *context.args]
+    sys.path.insert(0, str(script.parent))  # as Python does for a script
+    runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download, is_offline_mode
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -67,9 +67,9 @@ def _download(model_id: str | os.PathLike[str], name: str, subfolder: str | None
     try:
         return hf_hub_download(repo_id, name, subfolder=subfolder, **hub)
     except LocalEntryNotFoundError as error:
-        raise OSError(
-            f"{repo_id!r} is no folder, {name} of it is not in the cache, and the Hub is {_why(error)}"
-        ) from error
+        offline = is_offline_mode() or hub.get("local_files_only")
+        state = "is switched off (offline mode or local_files_only)" if offline else "cannot be reached"
+        raise OSError(f"{repo_id!r} is no folder and not in the cache ({name}), and the Hub {state}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise OSError(
             f"{repo_id!r} is neither a folder nor a repository on the Hub that you may read: check the name, and for "
@@ -83,12 +83,6 @@ def _download(model_id: str | os.PathLike[str], name: str, subfolder: str | None
         prefix = f"{subfolder}/" if subfolder else ""
         present = [file.removeprefix(prefix) for file in in_repo if file.startswith(prefix)]
         raise ValueError(_missing_file(name, f"{repo_id}/{prefix}".rstrip("/"), present)) from error
-
-
-def _why(error: LocalEntryNotFoundError) -> str:
-    cause = error.__cause__
-    offline = "offline" in str(cause).lower() or "local_files_only" in str(cause)
-    return "switched off (offline mode)" if offline else f"not reached ({type(cause).__name__})"
 
 
 def _missing_file(name: str, where: str, present: list[str]) -> str:
