@@ -4,7 +4,8 @@
 
 The plain way is the published code's: image by image, all K class prompts at 77 tokens through the text tower, one
 backward pass for the batch. Weights are random, the images are given as embeddings, and both ways compute the same
-loss. Each measurement is a process of its own; its peak memory includes Python, torch and the model.
+loss. Both ways take turns in one process to be timed; memory is the peak of a fresh process each, Python, torch and
+the model included.
 """
 
 from __future__ import annotations
@@ -67,33 +68,42 @@ def plain_loss(model: HFCoOp, images: torch.Tensor, labels: torch.Tensor) -> tor
     return F.cross_entropy(torch.stack(rows), labels)
 
 
-def measure(way: str, batch: int, n_classes: int, n_ctx: int, chunk: int, steps: int) -> dict[str, float]:
-    """Median seconds of a forward and backward pass after one to warm up, and this process's peak memory."""
-    model = build_model(n_classes, n_ctx, chunk)
-    images, labels = torch.randn(batch, 512), torch.arange(batch) % n_classes
-    losses: dict[str, Callable[[], torch.Tensor]] = {
-        "plain": lambda: plain_loss(model, images, labels),
-        "hf-coop": lambda: model(image_embeds=images, labels=labels).loss,
-    }
-    seconds = []
-    for _ in range(1 + steps):
-        model.zero_grad()
-        start = time.perf_counter()
-        loss = losses[way]()
-        loss.backward()
-        seconds.append(time.perf_counter() - start)
+def make_step(batch: int, sizes: tuple[int, int, int]) -> tuple[HFCoOp, torch.Tensor, torch.Tensor]:
+    model = build_model(*sizes)
+    return model, torch.randn(batch, 512), torch.arange(batch) % sizes[0]
+
+
+WAYS: dict[str, Callable[[HFCoOp, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "plain": plain_loss,
+    "hf-coop": lambda model, images, labels: model(image_embeds=images, labels=labels).loss,
+}
+
+
+def measure_time(batch: int, sizes: tuple[int, int, int], steps: int) -> dict[str, float]:
+    """Median seconds of a forward and backward pass of each way; they take turns, so both see the same machine."""
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    model, images, labels = make_step(batch, sizes)
+    for _ in range(1 + steps):  # one to warm up
+        for way, loss in WAYS.items():
+            model.zero_grad()
+            start = time.perf_counter()
+            loss(model, images, labels).backward()
+            seconds[way].append(time.perf_counter() - start)
+    return {way: statistics.median(values[1:]) for way, values in seconds.items()}
+
+
+def measure_memory(way: str, batch: int, sizes: tuple[int, int, int]) -> dict[str, float]:
+    """This process's peak memory after a forward and backward pass, and what they computed."""
+    model, images, labels = make_step(batch, sizes)
+    loss = WAYS[way](model, images, labels)
+    loss.backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     gradient = model.prompt_layer.active_learner.ctx.grad.norm().item()
-    return {
-        "seconds": statistics.median(seconds[1:]),
-        "gib": peak / 2**30,
-        "loss": loss.item(),
-        "gradient": gradient,
-    }
+    return {"gib": peak / 2**30, "loss": loss.item(), "gradient": gradient}
 
 
-def measure_in_a_process(way: str, batch: int, args: argparse.Namespace) -> dict[str, float]:
-    options = {"measure": way, "batch": batch, "classes": args.classes, "n-ctx": args.n_ctx, "steps": args.steps}
+def in_a_process(what: str, batch: int, args: argparse.Namespace) -> dict[str, float]:
+    options = {"measure": what, "batch": batch, "classes": args.classes, "n-ctx": args.n_ctx, "steps": args.steps}
     options["max-prompts-per-chunk"] = args.max_prompts_per_chunk
     command = [sys.executable, "-W", "ignore", __file__, *(f"--{name}={value}" for name, value in options.items())]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -108,36 +118,41 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max-prompts-per-chunk", type=int, default=CoCoOpConfig.max_prompts_per_chunk, help="see CoCoOpConfig"
     )
-    parser.add_argument("--steps", type=int, default=3, help="timed steps; the median counts")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each way; the median counts")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--measure", choices=["plain", "hf-coop"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["time", *WAYS], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     if args.measure:
-        sizes = args.batch, args.classes, args.n_ctx, args.max_prompts_per_chunk, args.steps
-        print(json.dumps(measure(args.measure, *sizes)))
+        sizes = args.classes, args.n_ctx, args.max_prompts_per_chunk
+        timing = args.measure == "time"
+        step = (
+            measure_time(args.batch, sizes, args.steps) if timing else measure_memory(args.measure, args.batch, sizes)
+        )
+        print(json.dumps(step))
         return
-    runs = [("plain", args.batch), ("hf-coop", args.batch), ("hf-coop", args.large_batch)]
-    results = [measure_in_a_process(way, batch, args) for way, batch in runs]
-    plain, ours = results[:2]
+    seconds = in_a_process("time", args.batch, args)
+    plain, ours = (in_a_process(way, args.batch, args) for way in WAYS)
+    large = in_a_process("hf-coop", args.large_batch, args)
     figures = {
-        "times_faster": plain["seconds"] / ours["seconds"],
+        "times_faster": seconds["plain"] / seconds["hf-coop"],
         "memory_ratio": ours["gib"] / plain["gib"],
         "gradient_difference": abs(ours["gradient"] / plain["gradient"] - 1),
-        "large_batch_gib": results[2]["gib"],
     }
     if args.json:
-        print(json.dumps({**figures, "threads": torch.get_num_threads(), "runs": results}))
+        runs = {"seconds": seconds, "plain": plain, "hf-coop": ours, "large_batch": large}
+        print(json.dumps({**figures, "threads": torch.get_num_threads(), **runs}))
         return
     threads = torch.get_num_threads()
     table = Table(title=f"CoCoOp step, K={args.classes}, M={args.n_ctx}, {threads} threads, torch {torch.__version__}")
     for column in ("way", "batch", "seconds", "peak GiB", "loss"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    for (way, batch), result in zip(runs, results, strict=True):
-        table.add_row(way, str(batch), f"{result['seconds']:.2f}", f"{result['gib']:.2f}", f"{result['loss']:.6f}")
+    for way, result in (("plain", plain), ("hf-coop", ours)):
+        table.add_row(way, str(args.batch), f"{seconds[way]:.2f}", f"{result['gib']:.2f}", f"{result['loss']:.6f}")
+    table.add_row("hf-coop", str(args.large_batch), "", f"{large['gib']:.2f}", f"{large['loss']:.6f}")
     console = Console()
     console.print(table)
     console.print(

@@ -1,4 +1,4 @@
-"""What a training step costs at ViT-B/16's sizes, K = 102 classes, batch 32: the trainer's, its floor, and the plain one.
+"""What a training step costs at ViT-B/16's sizes, K = 102 classes, batch 32: the trainer's, its floor, the plain one.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --device cuda --steps 50
@@ -8,8 +8,8 @@
 - "plain recipe": what the published code does in each step: 32 images of 224 x 224 through the image tower, and 102
   prompts padded to 77 tokens through the text tower, forward and backward.
 
-Weights are random, class names are made up with lengths as in CoOp's data sets. Trainer and text side take turns, epoch
-by epoch, so that noise on the machine hits both; medians count.
+Weights are random, class names are made up with lengths as in CoOp's data sets. Trainer and text side take turns,
+epoch by epoch, so that noise on the machine hits both; medians count.
 """
 
 from __future__ import annotations

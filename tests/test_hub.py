@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,10 +103,6 @@ OFFLINE = """
 report["predictions"] = HFCoOp.from_pretrained("tester/flowers").predict(image)
 report["negated predictions"] = HFCoOp.from_pretrained("tester/flowers", revision="negated").predict(image)
 attempt("not in the cache", lambda: HFCoOp.from_pretrained("tester/shaky"))
-print(json.dumps(report))
-"""
-DOWN = """
-report["predictions"] = HFCoOp.from_pretrained("tester/flowers").predict(image)
 print(json.dumps(report))
 """
 
@@ -284,8 +279,3 @@ def test_offline_after_one_download(hub, pushed, pulled, home):
     assert "'tester/shaky'" in report["not in the cache"]
     assert "offline" in report["not in the cache"]
     assert hub.calls == []
-
-
-def test_the_cache_serves_while_the_hub_is_down(hub, pushed, pulled, home):
-    report = run_script(hub, home, DOWN, HF_ENDPOINT="http://127.0.0.1:9")
-    assert same(report["predictions"], pushed["predictions"])
