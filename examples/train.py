@@ -78,7 +78,9 @@ class DataArguments:
     def described(self) -> dict[str, Any]:
         """What the model card says of the data."""
         name = Path(self.dataset_name or self.train_dir or "").name
-        return {"dataset_name": name, "shots": self.num_shots, "zero_shot_template": self.zero_shot_template}
+        dataset_id = None if self.dataset_name == "demo" else self.dataset_name
+        facts = {"dataset_name": name, "dataset_id": dataset_id, "shots": self.num_shots or None}
+        return {**facts, "zero_shot_template": self.zero_shot_template}
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTrainingArguments) -> dict[str, Any]:

@@ -265,6 +265,16 @@ def test_labels_follow_the_active_adapter(sound):
     model.set_classnames(["sunflower", "rose"])
     assert model.config.label2id == {"sunflower": 0, "rose": 1}
     assert model.config.num_labels == 2
+    model.set_adapter("two")
+    model.delete_adapter("two")
+    assert model.config.id2label == {0: "sunflower", 1: "rose"}
+
+
+def test_a_message_stays_short(adapter):
+    change_config(adapter, classnames="cat" * 10**6)
+    with pytest.raises(ValueError, match="classnames must be a list of strings") as refusal:
+        read_adapter_config(adapter)
+    assert len(str(refusal.value)) < 2000
 
 
 def test_a_pipeline_gives_what_predict_gives(sound, images):

@@ -219,6 +219,13 @@ def test_a_strangers_card_that_cannot_be_read_is_left_out(tmp_path, metadata):
         assert CardDetails.from_card(path) == CardDetails()
 
 
+def test_yaml_that_unfolds_without_end_costs_nothing(tmp_path):
+    bomb = "\n".join(f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 9) if n else 1}]" for n in range(12))
+    (tmp_path / "README.md").write_text(f"---\n{bomb}\nhf_coop: {{training: {{a: *b11}}, split: *b11}}\n---\n")
+    with pytest.warns(UserWarning, match="not readable"):
+        assert CardDetails.from_card(tmp_path / "README.md") == CardDetails()
+
+
 def test_no_card_and_plain_cards_have_no_details(tmp_path):
     assert CardDetails.from_card(tmp_path / "README.md") == CardDetails()
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")

@@ -32,7 +32,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
-MAX_CONFIG_BYTES = 32 * 2**20
+MAX_CONFIG_BYTES, MAX_MESSAGE = 32 * 2**20, 1000
 REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
 
 
@@ -187,11 +187,11 @@ def _check_weights(path: str, config: PromptConfig) -> None:
 
 @contextmanager
 def naming_file(path: str) -> Iterator[None]:
-    """Put `path` in front of what a `TypeError` or `ValueError` says, and make it a `ValueError`."""
+    """Put `path` in front of what a `TypeError` or `ValueError` says, cut where long, and make it a `ValueError`."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error!s:.{MAX_MESSAGE}}") from error
 
 
 def push_folder(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -72,7 +73,7 @@ class CardDetails:
         for name in ("learned", "zero_shot", "training"):
             values = getattr(self, name)
             if not isinstance(values, dict):
-                raise TypeError(f"{name} must map names to values, got {values!r:.80}")
+                raise TypeError(f"{name} must map names to values, got {reprlib.repr(values)}")
             for key, value in values.items():
                 self._check(f"a name in {name}", key, str)
                 self._check(f"{name}[{key!r}]", value, (str, bool, int, float) if name == "training" else (int, float))
@@ -83,7 +84,7 @@ class CardDetails:
     @staticmethod
     def _check(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
         if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} is {value!r:.80}, of type {type(value).__name__}")
+            raise TypeError(f"{name} is {reprlib.repr(value)}, of type {type(value).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, in plain values, text on one line."""
@@ -220,8 +221,8 @@ def _label(config: PromptConfig) -> str:
 
 
 def _hub_id(name: str | os.PathLike[str] | None) -> str | None:
-    """`name` if it can be a repository on the Hub and is no folder here: all that the Hub takes in metadata."""
-    if not name or os.path.isdir(name):
+    """`name` if it can be a repository on the Hub and is no path here: all that the Hub takes in metadata."""
+    if not name or os.path.exists(name):
         return None
     try:
         validate_repo_id(os.fspath(name))

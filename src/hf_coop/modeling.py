@@ -199,6 +199,13 @@ class HFCoOp(PeftModel):
         super().set_adapter(adapter_name, **kwargs)
         self._update_labels()
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; where it was the active one, PEFT chooses another."""
+        super().delete_adapter(adapter_name)
+        self._card_details.pop(adapter_name, None)
+        if self.peft_config:
+            self._update_labels()
+
     def _update_labels(self) -> None:
         """Keep the labels that `transformers.pipeline` reads in step with the active adapter's class names."""
         self.config.id2label = dict(enumerate(self.classnames))
