@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from hf_coop.demo import CLASSNAMES, DEMO_CLIP, load_digits_dataset
 
-CLASSNAME = "seven"
+CLASSNAME = "two"
 
 
 def short(vector: torch.Tensor) -> str:
