@@ -29,8 +29,6 @@ from hf_coop.demo import DEMO_CLIP
 from hf_coop.evaluation import classification_metrics
 from hf_coop.model_card import METRICS
 
-COMPARED = ("zero_shot", "learned")
-
 
 @dataclass
 class ModelArguments:
@@ -78,9 +76,8 @@ class DataArguments:
     def described(self) -> dict[str, Any]:
         """What the model card says of the data."""
         name = Path(self.dataset_name or self.train_dir or "").name
-        dataset_id = None if self.dataset_name == "demo" else self.dataset_name
-        facts = {"dataset_name": name, "dataset_id": dataset_id, "shots": self.num_shots or None}
-        return {**facts, "zero_shot_template": self.zero_shot_template}
+        facts = {"dataset_name": name, "dataset_id": None if name == "demo" else self.dataset_name}
+        return {**facts, "shots": self.num_shots or None, "zero_shot_template": self.zero_shot_template}
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTrainingArguments) -> dict[str, Any]:
@@ -118,7 +115,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
         if test is not None:
             scores["learned"] = trainer.evaluate(test)
 
-    results = {name: {key: scores[name][key] for key in METRICS} for name in COMPARED if name in scores}
+    compared = [name for name in ("zero_shot", "learned") if name in scores]
+    results = {name: {key: scores[name][key] for key in METRICS} for name in compared}
     model.card_details = replace(model.card_details, split="test", **data_args.described(), **results)
     trainer.save_model()
     settings = {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()}

@@ -85,12 +85,9 @@ class _Recomputed(torch.autograd.Function):
 def _encode_chunk(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
     hidden = _embed(text_model.embeddings, layout, ctx)  # (1, G * P + G * T, dim)
     encoder = _with_shared_prefix_attention(text_model.encoder)
-    groups, dim = ctx.shape[0], hidden.shape[-1]
-    hidden = encoder(inputs_embeds=hidden, attention_mask=None, prompt_layout=layout).last_hidden_state
-    tails = hidden[0, groups * layout.prefix_length :].view(groups, -1, dim)  # (G, T, dim)
-    index = layout.tensors(hidden.device)
-    eos = tails[:, index["eos"][index["class_order"]]]  # (G, K, dim)
-    return text_model.final_layer_norm(eos)
+    eos = encoder(inputs_embeds=hidden, attention_mask=None, prompt_layout=layout).last_hidden_state  # (1, G * K, dim)
+    by_class = eos[0].unflatten(0, (ctx.shape[0], -1))[:, layout.tensors(eos.device)["class_order"]]
+    return text_model.final_layer_norm(by_class)
 
 
 def _embed(embeddings: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
@@ -107,7 +104,7 @@ def _embed(embeddings: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> to
 
 
 def _with_shared_prefix_attention(encoder: nn.Module) -> nn.Module:
-    """A view of `encoder`: same weights, buffers and hooks, but attending by `shared_prefix_attention`.
+    """A view of `encoder`: same weights and buffers, but attending by `shared_prefix_attention`, and ending at EOS.
 
     Only module objects are copied, not tensors, which costs microseconds. The original and its config stay
     untouched, so ordinary text encoding is what it was, in other threads and in a later backward pass too.
@@ -125,7 +122,30 @@ def _with_shared_prefix_attention(encoder: nn.Module) -> nn.Module:
         attention.config = config
         return view(layer, self_attn=attention)
 
-    return view(encoder, layers=nn.ModuleList(map(layer_view, encoder.layers)))
+    *layers, last = map(layer_view, encoder.layers)
+    return view(encoder, layers=nn.ModuleList([*layers, _LastLayer(last)]))
+
+
+class _LastLayer(nn.Module):
+    """The tower's last layer where only EOS is read: every token gives key and value, the rest is for EOS alone."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor, attention_mask: None, prompt_layout: PromptLayout) -> torch.Tensor:
+        """`(1, G * P + G * T, dim)` to the states of EOS `(1, G * K, dim)`, tails in the layout's order."""
+        layer, attention = self.layer, self.layer.self_attn
+        groups = hidden.shape[1] // (prompt_layout.prefix_length + prompt_layout.n_tail_tokens)
+        first = groups * prompt_layout.prefix_length
+        tails = torch.arange(groups, device=hidden.device)[:, None] * prompt_layout.n_tail_tokens
+        eos = (first + tails + prompt_layout.tensors(hidden.device)["eos"]).flatten()  # (G * K,)
+        normed = layer.layer_norm1(hidden)
+        projected = attention.q_proj(normed[:, eos]), attention.k_proj(normed), attention.v_proj(normed)
+        query, key, value = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in projected)
+        attended, _ = shared_prefix_attention(attention, query, key, value, None, attention.scale, prompt_layout)
+        hidden = hidden[:, eos] + attention.out_proj(attended.flatten(2))
+        return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
 def shared_prefix_attention(
@@ -144,40 +164,48 @@ def shared_prefix_attention(
     sequences. Tails of equal length are one batch, so nothing is padded or masked beyond causality.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `(1, heads, G * P + G * T, head_dim)`).
+        key, value (`torch.Tensor` of shape `(1, heads, G * P + G * T, head_dim)`).
+        query (`torch.Tensor`): of the same shape; or `(1, heads, G * K, head_dim)`, EOS alone.
         prompt_layout (`PromptLayout`): where the prefix ends and the tails begin.
 
     Returns:
-        The attended values `(1, G * P + G * T, heads, head_dim)`, and no weights.
+        The attended values `(1, queries, heads, head_dim)`, and no weights.
     """
     P, T = prompt_layout.prefix_length, prompt_layout.n_tail_tokens
-    groups = query.shape[2] // (P + T)
+    groups = key.shape[2] // (P + T)
+    eos_only = query.shape[2] < key.shape[2]
 
     def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         prefixes, tails = states[0].split([groups * P, groups * T], dim=1)
         return prefixes.unflatten(1, (groups, P)), tails.unflatten(1, (groups, T))  # (H, G, P | T, d)
 
-    (q_prefix, q_tails), (k_prefix, k_tails), (v_prefix, v_tails) = map(split, (query * scaling, key, value))
-    weights = _softmax(_causal(q_prefix @ k_prefix.mT))
-    out = [(weights @ v_prefix).flatten(1, 2)]
+    (k_prefix, k_tails), (v_prefix, v_tails) = split(key), split(value)
+    out = []
+    if eos_only:
+        q_tails = (query * scaling)[0].unflatten(1, (groups, -1))  # (H, G, K, d)
+    else:
+        q_prefix, q_tails = split(query * scaling)
+        out.append((_softmax(_causal(q_prefix @ k_prefix.mT)) @ v_prefix).flatten(1, 2))
 
     tails_out = []
-    for start, count, length in prompt_layout.buckets:
-        q, k, v = (x[:, :, start : start + count * length] for x in (q_tails, k_tails, v_tails))
-        q_own, k_own, v_own = (x.unflatten(2, (count, length)) for x in (q, k, v))  # (H, G, n, L, d)
-        to_prefix = (q @ k_prefix.mT).unflatten(2, (count, length))  # (H, G, n, L, P)
-        to_own = _causal(q_own @ k_own.mT)  # (H, G, n, L, L)
+    queries = q_tails.split([n if eos_only else n * length for _, n, length in prompt_layout.buckets], dim=2)
+    for q, (start, count, length) in zip(queries, prompt_layout.buckets, strict=True):
+        k_own, v_own = (
+            x[:, :, start : start + count * length].unflatten(2, (count, length)) for x in (k_tails, v_tails)
+        )
+        to_prefix = (q @ k_prefix.mT).unflatten(2, (count, -1))  # (H, G, n, L | 1, P)
+        to_own = _causal(q.unflatten(2, (count, -1)) @ k_own.mT)  # (H, G, n, L | 1, L)
         weights = _softmax(torch.cat([to_prefix, to_own], dim=-1))
         from_prefix, from_own = weights.split([P, length], dim=-1)
-        attended = from_prefix.flatten(2, 3) @ v_prefix + (from_own @ v_own).flatten(2, 3)  # (H, G, n * L, d)
-        tails_out.append(attended)
+        tails_out.append(from_prefix.flatten(2, 3) @ v_prefix + (from_own @ v_own).flatten(2, 3))
     out.append(torch.cat(tails_out, dim=2).flatten(1, 2))
     return torch.cat(out, dim=1).transpose(0, 1)[None], None
 
 
 def _causal(scores: torch.Tensor) -> torch.Tensor:
-    """Hide each query's later keys in square `scores` `(…, L, L)`."""
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    """Hide each query's later keys in `scores` `(…, queries, keys)`, where the queries are the last of the keys."""
+    queries, keys = scores.shape[-2:]
+    later = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(1 + keys - queries)
     return scores.masked_fill(later, torch.finfo(scores.dtype).min)
 
 
