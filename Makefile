@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/hf-coop demo --output outputs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: install
 	$(BIN)/ruff check .
