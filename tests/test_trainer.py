@@ -21,9 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPModel, Trainer, TrainingArguments
 
-from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop import CoCoOpConfig, CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.checkpoints import list_checkpoints
-from hf_coop.training_args import default_num_train_epochs
 
 DIM = 48
 
@@ -112,7 +111,8 @@ class TestArguments:
 
     @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
     def test_epochs_by_shots(self, shots, epochs, tmp_path):
-        assert default_num_train_epochs(shots) == epochs
+        assert CoOpConfig.default_num_train_epochs(shots) == epochs
+        assert CoCoOpConfig.default_num_train_epochs(shots) == 10
         dataset = embeds_dataset(5 * shots)
         assert (
             CoOpTrainer(make_model(), arguments(tmp_path, num_train_epochs=None), dataset).num_train_epochs == epochs

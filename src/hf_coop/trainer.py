@@ -37,7 +37,7 @@ from .features import CachedImages, FreshCrops, encode_images, weights_fingerpri
 from .model_card import CardDetails
 from .modeling import HFCoOp
 from .progress import TrainingProgress
-from .training_args import CoOpTrainingArguments, default_num_train_epochs
+from .training_args import CoOpTrainingArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -246,7 +246,7 @@ class CoOpTrainer:
         """The arguments', else the published number for as many images as the largest class has."""
         assert self.train_dataset is not None
         shots = max(Counter(self.train_dataset["label"][:]).values())
-        return self.args.num_train_epochs or default_num_train_epochs(shots)
+        return self.args.num_train_epochs or self.model.prompt_config.default_num_train_epochs(shots)
 
     def epoch_order(self, epoch: int) -> list[int]:
         """The order of the training images in an epoch, a pure function of seed and epoch. Override for another."""

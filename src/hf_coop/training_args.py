@@ -11,13 +11,6 @@ STRATEGIES = ("no", "steps", "epoch")
 ONLINE = "online"
 
 
-def default_num_train_epochs(num_shots: int) -> int:
-    """The published number of epochs: 50 for 1 image a class, 100 for 2 to 4, 200 for more."""
-    if num_shots <= 1:
-        return 50
-    return 100 if num_shots <= 4 else 200
-
-
 @dataclass
 class CoOpTrainingArguments:
     """How a prompt is trained. The defaults are the recipe of CoOp (arXiv 2109.01134, section 4.1).
@@ -25,7 +18,8 @@ class CoOpTrainingArguments:
     Args:
         output_dir (`str`): where everything is written.
         overwrite_output_dir (`bool`): start anew in a folder that holds another run, whose checkpoints are removed.
-        num_train_epochs (`int`, *optional*): default: 50 for 1 image a class, 100 for 2 to 4, 200 for more.
+        num_train_epochs (`int`, *optional*): default: the method's; CoOp takes 50 for 1 image a class,
+            100 for 2 to 4 and 200 for more, CoCoOp 10.
         learning_rate (`float`): of the first epoch after warm-up; a cosine takes it down to 0, epoch by epoch.
         warmup_epochs (`int`), warmup_learning_rate (`float`): the constant rate of the first epochs.
         optim (`str`): "sgd", "adam" or "adamw".
@@ -63,7 +57,7 @@ class CoOpTrainingArguments:
         default=False, metadata={"help": "Start anew in a folder that holds another run; its checkpoints are removed."}
     )
     num_train_epochs: int | None = field(
-        default=None, metadata={"help": "Default: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
+        default=None, metadata={"help": "Default: 50 for 1 shot, 100 for 2 to 4, 200 for more; with CoCoOp 10."}
     )
     learning_rate: float = field(default=0.002, metadata={"help": "Peak learning rate of the cosine."})
     warmup_epochs: int = field(default=1, metadata={"help": "First epochs, at a constant learning rate."})

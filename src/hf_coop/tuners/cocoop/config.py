@@ -42,6 +42,11 @@ class CoCoOpConfig(PromptConfig):
             )
         return super().__new__(cls)
 
+    @staticmethod
+    def default_num_train_epochs(num_shots: int) -> int:
+        """The published 10 epochs, at any number of shots."""
+        return 10
+
     def __post_init__(self) -> None:
         if self.n_ctx is None and self.ctx_init is None:
             self.n_ctx, self.ctx_init = DEFAULT_N_CTX, DEFAULT_CTX_INIT

@@ -115,6 +115,13 @@ class PromptConfig(PeftConfig):
         if not whole or len(ids) != self.n_ctx:
             raise ValueError(f"ctx_token_ids must be n_ctx={self.n_ctx} token ids, got {ids!r:.80}")
 
+    @staticmethod
+    def default_num_train_epochs(num_shots: int) -> int:
+        """The published number of epochs: 50 for 1 image a class, 100 for 2 to 4, 200 for more."""
+        if num_shots <= 1:
+            return 50
+        return 100 if num_shots <= 4 else 200
+
     @property
     def needs_tokenizer(self) -> bool:
         """Whether anything is still words only."""
