@@ -17,6 +17,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
@@ -305,7 +306,8 @@ class HFCoOp(PeftModel):
         was_training = self.training
         self.eval()
         try:
-            for start in range(0, len(images), batch_size):
+            hidden = len(images) <= batch_size or None  # None: shown on a terminal alone
+            for start in tqdm(range(0, len(images), batch_size), desc="Predicting", disable=hidden):
                 batch = load_images(images[start : start + batch_size], first=start)
                 pixels = self.image_processor(images=batch, return_tensors="pt").pixel_values
                 logits = self(pixel_values=pixels.to(self.clip.device, self.clip.dtype)).logits
