@@ -138,11 +138,44 @@ class TestLayout:
         assert layout.n_tail_tokens == (1 + 5 + 1 + 2) + (1 + 5 + 3 + 2) - 2 * prefix_length
         assert layout.longest == 1 + 5 + 3 + 2
 
-    def test_buckets_are_runs_of_equal_length(self):
+    def test_tails_are_in_order_of_length(self):
         layout = PromptLayout.build(tokenized(3, 1, 2, 1, 3, 1), 4)
-        assert [tuple(bucket) for bucket in layout.buckets] == [(0, 3, 3), (9, 1, 4), (13, 2, 5)]
         assert layout.order == [1, 3, 5, 2, 0, 4]
+        assert list(map(len, layout.tails)) == [3, 3, 3, 4, 5, 5]
         assert len(layout) == 6
+
+    @pytest.mark.parametrize(
+        ("name_lengths", "buckets"),
+        [
+            ([3, 1, 2, 1, 3, 1], [(0, 6, 5)]),
+            ([2, 2], [(0, 2, 4)]),
+            ([1, 1, 1, 1, 28], [(0, 3, 3), (3, 5, 30)]),  # padding 33 tokens to 60 is worth it, 36 to 90 is not
+            ([1] * 50 + [8] * 5 + [60], [(0, 40, 3), (40, 54, 10), (54, 56, 62)]),
+        ],
+    )
+    def test_padding_at_most_doubles_the_tokens_of_a_bucket(self, name_lengths, buckets):
+        layout = PromptLayout.build(tokenized(*name_lengths), 4)
+        assert [tuple(bucket) for bucket in layout.buckets] == buckets
+
+    @pytest.mark.parametrize(
+        ("names", "position", "csc", "prefix", "tails"),
+        [
+            ([[7, 8], [7, 9]], "end", False, [SOS, CONTEXT, 7], [[8, STOP, EOS], [9, STOP, EOS]]),
+            ([[7], [7, 9]], "end", False, [SOS, CONTEXT, 7], [[STOP, EOS], [9, STOP, EOS]]),
+            ([[7, 8]], "end", False, [SOS, CONTEXT, 7, 8, STOP], [[EOS]]),
+            (
+                [[7, 8], [7, 9]],
+                *("front", False, [SOS, 7]),
+                [[8, CONTEXT, STOP, EOS], [9, CONTEXT, STOP, EOS]],
+            ),
+            ([[7, 8], [7, 9]], "end", True, [SOS], [[CONTEXT, 7, 8, STOP, EOS], [CONTEXT, 7, 9, STOP, EOS]]),
+            ([[7, 8]], "front", True, [SOS, 7, 8], [[CONTEXT, STOP, EOS]]),
+        ],
+    )
+    def test_words_that_all_names_begin_with_are_shared(self, names, position, csc, prefix, tails):
+        token_ids = [[SOS, *name, STOP, EOS] for name in names]
+        layout = PromptLayout.build(TokenizedClassnames(token_ids, list(map(len, names))), 1, position, csc)
+        assert (layout.prefix, layout.tails) == (prefix, tails)
 
     @pytest.mark.parametrize("position", CLASS_TOKEN_POSITIONS)
     @pytest.mark.parametrize("csc", [False, True])

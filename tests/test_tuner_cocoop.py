@@ -149,7 +149,7 @@ batch, K, training = int(sys.argv[1]), 2000, sys.argv[2] == "train"
 sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 6}
 ids = {"vocab_size": 10, "bos_token_id": 8, "eos_token_id": 9}
 clip = CLIPModel(CLIPConfig(text_config={**sizes, **ids}, vision_config=sizes, projection_dim=32))
-tokens = {"token_ids": [[8, 1, 2, 9]] * K, "name_lengths": [1] * K}
+tokens = {"token_ids": [[8, k % 7, 2, 9] for k in range(K)], "name_lengths": [1] * K}
 names = [str(k) for k in range(K)]
 model = HFCoOp(clip, CoCoOpConfig(classnames=names, n_ctx=4, max_prompts_per_chunk=K, **tokens))
 

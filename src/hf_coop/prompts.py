@@ -7,10 +7,10 @@ and including EOS, is the class's *tail*. Nothing comes after EOS: the tower is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -96,16 +96,16 @@ def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedC
 
 
 class Bucket(NamedTuple):
-    """`n_tails` tails of the same `length` that lie next to each other from token `start` of the tails."""
+    """Tails `first` to `stop`, next to each other and of similar length; `length` is the longest's."""
 
-    start: int
-    n_tails: int
+    first: int
+    stop: int
     length: int
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """K class prompts as one shared prefix and K tails, sorted by length so that equal ones form dense buckets.
+    """K class prompts as one shared prefix and K tails, sorted by length so that similar ones form dense buckets.
 
     Ids are token ids, with `CONTEXT` where a context vector goes; `prefix_context` and `tail_context` say which
     context vector goes into each of those places, in order.
@@ -140,7 +140,7 @@ class PromptLayout:
             class_token_position (`str`): "end" `[V]_1…[V]_M name .`, "middle" (the name after the first `M // 2`
                 vectors) or "front".
             class_specific_context (`bool`): each class has M vectors of its own (CSC): class k's vector m is number
-                `k * M + m`. Then, and in front, only SOS is shared.
+                `k * M + m`, and no context is shared. Words that all names begin with are, where no context is before.
         """
         half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token_position]
         shared = 0 if class_specific_context else half
@@ -154,8 +154,10 @@ class PromptLayout:
             tails.append(context + words[:split] + [CONTEXT] * (n_ctx - half) + words[split:])
             first = k * n_ctx if class_specific_context else 0
             tail_context.extend(range(first + shared, first + n_ctx))
-        sos = names.token_ids[0][0]
-        return cls([sos] + [CONTEXT] * shared, tails, list(range(shared)), tail_context, order)
+        columns = zip(*(tail[:-1] for tail in tails), strict=False)  # each tail keeps its EOS
+        same = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1 and ids[0] != CONTEXT, columns)]
+        prefix = [names.token_ids[0][0]] + [CONTEXT] * shared + same
+        return cls(prefix, [tail[len(same) :] for tail in tails], list(range(shared)), tail_context, order)
 
     def __len__(self) -> int:
         return len(self.tails)
@@ -177,13 +179,17 @@ class PromptLayout:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The tails in runs of equal length."""
-        buckets, start = [], 0
-        for length, run in groupby(map(len, self.tails)):
-            count = len(list(run))
-            buckets.append(Bucket(start, count, length))
-            start += count * length
-        return buckets
+        """The tails in runs, as few as can be where padding a run to its longest at most doubles its tokens."""
+        lengths, buckets = [len(tail) for tail in self.tails], []
+        stop = len(lengths)
+        while stop:
+            first, tokens = stop - 1, lengths[stop - 1]
+            while first and (stop - first + 1) * lengths[stop - 1] <= 2 * (tokens + lengths[first - 1]):
+                first -= 1
+                tokens += lengths[first]
+            buckets.append(Bucket(first, stop, lengths[stop - 1]))
+            stop = first
+        return buckets[::-1]
 
     def select(self, start: int, stop: int) -> PromptLayout:
         """The layout of tails `start` to `stop` alone; its `order` still names the original classes."""
@@ -196,14 +202,20 @@ class PromptLayout:
 
     def split(self, size: int) -> list[PromptLayout]:
         """The layout in parts of at most `size` tails, made once."""
-        if len(self) <= size:
-            return [self]
-        if size not in self._parts:
-            self._parts[size] = [self.select(start, start + size) for start in range(0, len(self), size)]
-        return self._parts[size]
+        return [self] if len(self) <= size else self.once(PromptLayout._split, size)
+
+    def _split(self, size: int) -> list[PromptLayout]:
+        return [self.select(start, start + size) for start in range(0, len(self), size)]
+
+    def once(self, make: Callable[..., Any], *args: Hashable) -> Any:
+        """`make(layout, *args)`, made once for these arguments and kept with the layout."""
+        if (make, args) not in self._made:
+            with torch.inference_mode(False):  # else its tensors could not be used in training later
+                self._made[make, args] = make(self, *args)
+        return self._made[make, args]
 
     @cached_property
-    def _parts(self) -> dict[int, list[PromptLayout]]:
+    def _made(self) -> dict[Any, Any]:
         return {}
 
     def check_fits(self, max_positions: int, classnames: Sequence[str]) -> None:
@@ -215,15 +227,18 @@ class PromptLayout:
                 f"and end tokens), but the text tower has {max_positions}: shorten the name or lower n_ctx"
             )
 
-    @cached_property
-    def _host(self) -> dict[str, torch.Tensor]:
+    def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The layout's index tensors on `device`, copied there once."""
+        return self.once(PromptLayout._tensors, device)
+
+    def _tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
         ids = torch.tensor(self.prefix + [i for tail in self.tails for i in tail])
         lengths = torch.tensor([len(tail) for tail in self.tails])
         positions = [*range(self.prefix_length)]
         for tail in self.tails:
             positions.extend(range(self.prefix_length, self.prefix_length + len(tail)))
         context_at = (ids == CONTEXT).nonzero()[:, 0]
-        return {
+        index = {
             "ids": ids.masked_fill(ids == CONTEXT, 0),  # (P + T,)
             "positions": torch.tensor(positions),  # (P + T,)
             "context_at": context_at,  # (C,) places of the context vectors
@@ -231,14 +246,4 @@ class PromptLayout:
             "eos": lengths.cumsum(0) - 1,  # (K,) within the tails
             "class_order": torch.argsort(torch.tensor(self.order)),  # (K,) tails back to label order
         }
-
-    @cached_property
-    def _on_device(self) -> dict[torch.device, dict[str, torch.Tensor]]:
-        return {}
-
-    @torch.inference_mode(False)  # else they could not be used in training later
-    def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The layout's index tensors on `device`, copied there once."""
-        if device not in self._on_device:
-            self._on_device[device] = {name: tensor.to(device) for name, tensor in self._host.items()}
-        return self._on_device[device]
+        return {name: tensor.to(device) for name, tensor in index.items()}

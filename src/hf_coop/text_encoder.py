@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface
 
 from .prompts import PromptLayout
-
-SHARED_PREFIX_ATTENTION = "hf_coop_shared_prefix"
+from .shared_prefix_attention import SHARED_PREFIX_ATTENTION, shared_prefix_attention
 
 
 def encode_prompts(
@@ -146,72 +144,3 @@ class _LastLayer(nn.Module):
         attended, _ = shared_prefix_attention(attention, query, key, value, None, attention.scale, prompt_layout)
         hidden = hidden[:, eos] + attention.out_proj(attended.flatten(2))
         return hidden + layer.mlp(layer.layer_norm2(hidden))
-
-
-def shared_prefix_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    prompt_layout: PromptLayout,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of G prefixes among themselves and of each class's tail to its group's prefix and itself.
-
-    Plain matrix products: on CPU the backward pass of fused attention is several times slower on many tiny
-    sequences. Tails of equal length are one batch, so nothing is padded or masked beyond causality.
-
-    Args:
-        key, value (`torch.Tensor` of shape `(1, heads, G * P + G * T, head_dim)`).
-        query (`torch.Tensor`): of the same shape; or `(1, heads, G * K, head_dim)`, EOS alone.
-        prompt_layout (`PromptLayout`): where the prefix ends and the tails begin.
-
-    Returns:
-        The attended values `(1, queries, heads, head_dim)`, and no weights.
-    """
-    P, T = prompt_layout.prefix_length, prompt_layout.n_tail_tokens
-    groups = key.shape[2] // (P + T)
-    eos_only = query.shape[2] < key.shape[2]
-
-    def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        prefixes, tails = states[0].split([groups * P, groups * T], dim=1)
-        return prefixes.unflatten(1, (groups, P)), tails.unflatten(1, (groups, T))  # (H, G, P | T, d)
-
-    (k_prefix, k_tails), (v_prefix, v_tails) = split(key), split(value)
-    out = []
-    if eos_only:
-        q_tails = (query * scaling)[0].unflatten(1, (groups, -1))  # (H, G, K, d)
-    else:
-        q_prefix, q_tails = split(query * scaling)
-        out.append((_softmax(_causal(q_prefix @ k_prefix.mT)) @ v_prefix).flatten(1, 2))
-
-    tails_out = []
-    queries = q_tails.split([n if eos_only else n * length for _, n, length in prompt_layout.buckets], dim=2)
-    for q, (start, count, length) in zip(queries, prompt_layout.buckets, strict=True):
-        k_own, v_own = (
-            x[:, :, start : start + count * length].unflatten(2, (count, length)) for x in (k_tails, v_tails)
-        )
-        to_prefix = (q @ k_prefix.mT).unflatten(2, (count, -1))  # (H, G, n, L | 1, P)
-        to_own = _causal(q.unflatten(2, (count, -1)) @ k_own.mT)  # (H, G, n, L | 1, L)
-        weights = _softmax(torch.cat([to_prefix, to_own], dim=-1))
-        from_prefix, from_own = weights.split([P, length], dim=-1)
-        tails_out.append(from_prefix.flatten(2, 3) @ v_prefix + (from_own @ v_own).flatten(2, 3))
-    out.append(torch.cat(tails_out, dim=2).flatten(1, 2))
-    return torch.cat(out, dim=1).transpose(0, 1)[None], None
-
-
-def _causal(scores: torch.Tensor) -> torch.Tensor:
-    """Hide each query's later keys in `scores` `(…, queries, keys)`, where the queries are the last of the keys."""
-    queries, keys = scores.shape[-2:]
-    later = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(1 + keys - queries)
-    return scores.masked_fill(later, torch.finfo(scores.dtype).min)
-
-
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Over the keys, in fp32 as transformers' eager attention does."""
-    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-
-
-AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention)
