@@ -115,9 +115,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
         if test is not None:
             scores["learned"] = trainer.evaluate(test)
 
-    compared = [name for name in ("zero_shot", "learned") if name in scores]
-    results = {name: {key: scores[name][key] for key in METRICS} for name in compared}
-    model.card_details = replace(model.card_details, split="test", **data_args.described(), **results)
+    results = {name: {m: scores[name][m] for m in METRICS} for name in ("zero_shot", "learned") if name in scores}
+    split = test and str(test.split or "test")  # folders and the embedded images do not say
+    model.card_details = replace(model.card_details, split=split, **data_args.described(), **results)
     trainer.save_model()
     settings = {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()}
     metrics = {**scores, "seconds": seconds, "settings": settings, "classnames": classnames}

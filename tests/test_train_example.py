@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PARITY
+from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from hf_coop import HFCoOp
+from hf_coop.data import load_image_splits
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -120,6 +123,18 @@ class TestOutput:
         assert weights["ctx"].shape[:2] == (5, 3)
         assert "logit_scale" in weights
         assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+    def test_the_card_names_the_split_that_was_measured(self, data, tmp_path):
+        """Many sets of the Hub have no labelled test split."""
+        loaded = load_image_splits(train_dir=data / "train", test_dir=data / "test")
+        renamed = {"train": loaded["train"], "validation": loaded["test"]}
+        DatasetDict({name: Dataset(rows.data, split=name) for name, rows in renamed.items()}).save_to_disk(
+            tmp_path / "set"
+        )
+        options = ["--model_name_or_path", PARITY, "--dataset_name", tmp_path / "set", "--num_train_epochs", "1"]
+        run([*map(str, options), "--save_strategy", "no", "--output_dir", str(tmp_path / "out")])
+        (entry,) = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()["model-index"]
+        assert {result["dataset"]["split"] for result in entry["results"]} == {"validation"}
 
 
 class TestInterruption:
