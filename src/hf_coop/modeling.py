@@ -18,11 +18,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, CLIPModel
+from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
-from transformers.utils import CONFIG_NAME
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .adapter_files import (
     CARD_FILE,
@@ -33,12 +31,12 @@ from .adapter_files import (
     read_adapter_config,
     staged_folder,
 )
+from .base_model import base_revision, check_adapter_config, load_clip, load_image_processor, load_tokenizer
 from .data.images import load_images
 from .interpret import nearest_words
 from .model_card import CardDetails, create_model_card
-from .prompts import check_classnames, tokenize_classnames
+from .prompts import check_classnames
 from .tuners.coop import CoOpLayer, PromptConfig
-from .tuners.coop.model import base_revision, check_fits_model, load_tokenizer
 
 MAX_CARD_VECTORS = 256  # in the card's table of nearest words
 SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
@@ -160,7 +158,7 @@ class HFCoOp(PeftModel):
         if tokenizer is not None:
             model.tokenizer = tokenizer
         with suppress(ValueError, OSError):  # asked for again when an image comes
-            model.image_processor = _load_image_processor(config, clip, **hub)
+            model.image_processor = load_image_processor(config, clip, **hub)
         return model
 
     def load_adapter(
@@ -358,7 +356,7 @@ class HFCoOp(PeftModel):
     @cached_property
     def image_processor(self) -> Any:
         """The base model's image processor."""
-        return _load_image_processor(self.prompt_config, self.clip)
+        return load_image_processor(self.prompt_config, self.clip)
 
     @property
     def card_details(self) -> CardDetails:
@@ -439,69 +437,3 @@ def _config_class(method: str) -> type[PromptConfig]:
     if config_class is None or not issubclass(config_class, PromptConfig):
         raise ValueError(f"method must be 'coop' or 'cocoop', got {method!r}")
     return config_class
-
-
-def load_clip(
-    path: str | os.PathLike[str] | None, *, adapter: str | None = None, dtype: Any = None, **hub: Any
-) -> CLIPModel:
-    """`CLIPModel.from_pretrained`, with an error that says what to do where the model is not there.
-
-    The commit that a repository is read at is kept as `config._commit_hash`, for the adapter to record.
-
-    Raises:
-        ValueError: the files hold another kind of model.
-        OSError: not found.
-    """
-    if not path:
-        raise ValueError(f"adapter {adapter!r} does not say its base model: pass base_model_name_or_path")
-    try:
-        commit = extract_commit_hash(cached_file(path, CONFIG_NAME, **hub), None)
-        if commit is not None:
-            hub["revision"] = commit
-        model_type = AutoConfig.from_pretrained(path, **hub).model_type
-        if model_type == "clip":
-            model = CLIPModel.from_pretrained(path, dtype=dtype or torch.float32, **hub)
-            model.config._commit_hash = commit
-            return model
-    except (OSError, ValueError) as error:
-        whose = f"the base model of adapter {adapter!r}, " if adapter else ""
-        local = os.path.isabs(path) and not os.path.isdir(path)
-        hint = "a folder that is not on this machine (it was local to the author?); " if local else f"({error}); "
-        raise OSError(
-            f"cannot load {whose}{os.fspath(path)!r}: {hint}pass the name or folder of a CLIP model"
-            + (" as base_model_name_or_path" if adapter else "")
-        ) from error
-    raise ValueError(
-        f"{os.fspath(path)!r} is a {model_type!r} model: hf-coop needs a CLIP with a causal text tower "
-        "(transformers.CLIPModel)"
-    )
-
-
-def _load_image_processor(config: PromptConfig, clip: CLIPModel, **hub: Any) -> Any:
-    """The image processor that belongs to `clip`."""
-    name = clip.name_or_path or config.base_model_name_or_path
-    if not name:
-        raise ValueError("the base model has no name or path to load an image processor from; set image_processor")
-    return AutoImageProcessor.from_pretrained(name, revision=base_revision(clip), **hub)
-
-
-def check_adapter_config(config: PromptConfig, clip: CLIPModel, **hub: Any) -> Any:
-    """Check the config of a stranger's adapter against the model it is to be loaded on.
-
-    Returns:
-        The tokenizer, or None where there is none, which an adapter that holds its token ids does not need.
-
-    Raises:
-        ValueError: the token ids or prompts do not fit the model, or are not those of the class names.
-    """
-    if not config.needs_tokenizer:
-        check_fits_model(config, clip)
-    try:
-        tokenizer = load_tokenizer(config, clip, **hub)
-    except ValueError:
-        return None
-    names = tokenize_classnames(tokenizer, config.classnames)
-    for name, stored, ids in zip(config.classnames, config.token_ids or names.token_ids, names.token_ids, strict=True):
-        if stored != ids:
-            raise ValueError(f"token_ids of class name {name!r} are {stored}, but the tokenizer makes it {ids}")
-    return tokenizer

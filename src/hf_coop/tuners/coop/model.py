@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from ...base_model import base_revision, check_fits_model, load_tokenizer
 from .config import PromptConfig
 from .layer import CoOpLayer
-
-LEGACY_EOS_TOKEN_ID = 2  # what old CLIP configs say; such towers pool at the highest token id, which is EOS
 
 
 class CoOpModel(BaseTuner):
@@ -110,21 +109,6 @@ class CoOpModel(BaseTuner):
         return remapped
 
 
-def check_fits_model(config: PromptConfig, model: CLIPModel) -> None:
-    """Raise `ValueError` unless the model's vocabulary has the token ids of `config`, and its tower their room."""
-    text_config, token_ids = model.config.text_config, config.token_ids or []
-    largest = max(i for ids in (*token_ids, config.ctx_token_ids or []) for i in ids)
-    eos = token_ids[0][-1]
-    if largest >= text_config.vocab_size or text_config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
-        raise ValueError(
-            f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
-            f"{model.name_or_path!r} ({text_config.vocab_size} tokens, end token {text_config.eos_token_id}): "
-            "it was made for a model with another tokenizer"
-        )
-    longest = max(range(len(token_ids)), key=lambda k: len(token_ids[k]))  # all at once may be too many to lay out
-    config.layout([longest]).check_fits(text_config.max_position_embeddings, [config.classnames[longest]])
-
-
 def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
     """Raise `ValueError` unless `found` has just the names and shapes of `expected` and is finite throughout."""
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -141,26 +125,3 @@ def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, to
             )
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"adapter_model.safetensors: {name} holds values that are not finite numbers")
-
-
-def base_revision(model: CLIPModel) -> str | None:
-    """The commit that `model` was loaded at, where it comes from the Hub: its other files are read at the same."""
-    return getattr(model.config, "_commit_hash", None)
-
-
-def load_tokenizer(config: PromptConfig, model: CLIPModel, **hub: Any) -> Any:
-    """The tokenizer that `config` names, else the base model's."""
-    name = config.tokenizer_name_or_path or model.name_or_path
-    try:
-        if not name:
-            raise OSError("the model was not loaded from a folder or repository")
-        own = name == model.name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=base_revision(model) if own else None, **hub)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder with no vocabulary
-            raise OSError("it has no vocabulary")
-        return tokenizer
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"no tokenizer found at {name!r} ({error}); pass tokenizer_name_or_path, a folder or repository that "
-            "has the base model's tokenizer"
-        ) from error
