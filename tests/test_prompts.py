@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from hf_coop.prompts import (
     CLASS_TOKEN_POSITIONS,
-    CONTEXT,
     MAX_CLASSES,
     PromptLayout,
     TokenizedClassnames,
@@ -29,15 +28,8 @@ def tokenized(*lengths: int) -> TokenizedClassnames:
 
 def written_out(layout: PromptLayout) -> dict[int, list[int | tuple[str, int]]]:
     """Every class's whole prompt, read from the layout: token ids, and ("ctx", number) for context vectors."""
-    tail_context = iter(layout.tail_context)
-    prefix_context = iter(layout.prefix_context)
-    prefix = [("ctx", next(prefix_context)) if i == CONTEXT else i for i in layout.prefix]
-    prompts = {}
-    for k, tail in zip(layout.order, layout.tails, strict=True):
-        prompts[k] = prefix + [("ctx", next(tail_context)) if i == CONTEXT else i for i in tail]
-    assert next(tail_context, None) is None
-    assert next(prefix_context, None) is None
-    return prompts
+    prompts = {k: layout.prefix + tail for k, tail in zip(layout.order, layout.tails, strict=True)}
+    return {k: [("ctx", ~i) if i < 0 else i for i in prompt] for k, prompt in prompts.items()}
 
 
 class TestClassnames:
@@ -160,16 +152,12 @@ class TestLayout:
     @pytest.mark.parametrize(
         ("names", "position", "csc", "prefix", "tails"),
         [
-            ([[7, 8], [7, 9]], "end", False, [SOS, CONTEXT, 7], [[8, STOP, EOS], [9, STOP, EOS]]),
-            ([[7], [7, 9]], "end", False, [SOS, CONTEXT, 7], [[STOP, EOS], [9, STOP, EOS]]),
-            ([[7, 8]], "end", False, [SOS, CONTEXT, 7, 8, STOP], [[EOS]]),
-            (
-                [[7, 8], [7, 9]],
-                *("front", False, [SOS, 7]),
-                [[8, CONTEXT, STOP, EOS], [9, CONTEXT, STOP, EOS]],
-            ),
-            ([[7, 8], [7, 9]], "end", True, [SOS], [[CONTEXT, 7, 8, STOP, EOS], [CONTEXT, 7, 9, STOP, EOS]]),
-            ([[7, 8]], "front", True, [SOS, 7, 8], [[CONTEXT, STOP, EOS]]),
+            ([[7, 8], [7, 9]], "end", False, [SOS, ~0, 7], [[8, STOP, EOS], [9, STOP, EOS]]),
+            ([[7], [7, 9]], "end", False, [SOS, ~0, 7], [[STOP, EOS], [9, STOP, EOS]]),
+            ([[7, 8]], "end", False, [SOS, ~0, 7, 8, STOP], [[EOS]]),
+            ([[7, 8], [7, 9]], "front", False, [SOS, 7], [[8, ~0, STOP, EOS], [9, ~0, STOP, EOS]]),
+            ([[7, 8], [7, 9]], "end", True, [SOS], [[~0, 7, 8, STOP, EOS], [~1, 7, 9, STOP, EOS]]),
+            ([[7, 8]], "front", True, [SOS, 7, 8, ~0, STOP], [[EOS]]),
         ],
     )
     def test_words_that_all_names_begin_with_are_shared(self, names, position, csc, prefix, tails):

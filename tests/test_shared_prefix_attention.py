@@ -19,7 +19,7 @@ LENGTHS = {
 
 def make_layout(tail_lengths: list[int], prefix_length: int = 4) -> PromptLayout:
     tails = [[1] * length for length in tail_lengths]
-    return PromptLayout([0] * prefix_length, tails, [], [], list(range(len(tails))))
+    return PromptLayout([0] * prefix_length, tails, list(range(len(tails))))
 
 
 def attend_alone(

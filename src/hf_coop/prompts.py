@@ -17,7 +17,6 @@ import torch
 
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
-CONTEXT = -1  # stands for the next context vector in a sequence of token ids
 
 
 def clean_classname(name: str) -> str:
@@ -107,21 +106,16 @@ class Bucket(NamedTuple):
 class PromptLayout:
     """K class prompts as one shared prefix and K tails, sorted by length so that similar ones form dense buckets.
 
-    Ids are token ids, with `CONTEXT` where a context vector goes; `prefix_context` and `tail_context` say which
-    context vector goes into each of those places, in order.
+    Context vector m stands among the token ids as `~m`, a negative number.
 
     Attributes:
         prefix: P ids that start every prompt.
-        tails: K lists of ids, in order of length.
-        prefix_context: context vectors in the prefix.
-        tail_context: context vectors in the tails, tail after tail.
+        tails: K lists of ids, in order of length; each has at least EOS.
         order: (K,) the class of each tail.
     """
 
     prefix: list[int]
     tails: list[list[int]]
-    prefix_context: list[int]
-    tail_context: list[int]
     order: list[int]
 
     @classmethod
@@ -140,24 +134,19 @@ class PromptLayout:
             class_token_position (`str`): "end" `[V]_1…[V]_M name .`, "middle" (the name after the first `M // 2`
                 vectors) or "front".
             class_specific_context (`bool`): each class has M vectors of its own (CSC): class k's vector m is number
-                `k * M + m`, and no context is shared. Words that all names begin with are, where no context is before.
+                `k * M + m`.
         """
         half = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token_position]
-        shared = 0 if class_specific_context else half
-        order = sorted(range(len(names.token_ids)), key=lambda k: len(names.token_ids[k]))
-        tails: list[list[int]] = []
-        tail_context: list[int] = []
-        for k in order:
-            _, *words = names.token_ids[k]
-            split = 0 if class_token_position == "end" else names.name_lengths[k]
-            context = [CONTEXT] * (half - shared)
-            tails.append(context + words[:split] + [CONTEXT] * (n_ctx - half) + words[split:])
+        prompts = []
+        for k, (sos, *words) in enumerate(names.token_ids):
             first = k * n_ctx if class_specific_context else 0
-            tail_context.extend(range(first + shared, first + n_ctx))
-        columns = zip(*(tail[:-1] for tail in tails), strict=False)  # each tail keeps its EOS
-        same = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1 and ids[0] != CONTEXT, columns)]
-        prefix = [names.token_ids[0][0]] + [CONTEXT] * shared + same
-        return cls(prefix, [tail[len(same) :] for tail in tails], list(range(shared)), tail_context, order)
+            context = [~m for m in range(first, first + n_ctx)]
+            split = 0 if class_token_position == "end" else names.name_lengths[k]
+            prompts.append([sos, *context[:half], *words[:split], *context[half:], *words[split:]])
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        prefix = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
+        order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+        return cls(prefix, [prompts[k][len(prefix) :] for k in order], order)
 
     def __len__(self) -> int:
         return len(self.tails)
@@ -193,12 +182,7 @@ class PromptLayout:
 
     def select(self, start: int, stop: int) -> PromptLayout:
         """The layout of tails `start` to `stop` alone; its `order` still names the original classes."""
-        before = sum(tail.count(CONTEXT) for tail in self.tails[:start])
-        inside = sum(tail.count(CONTEXT) for tail in self.tails[start:stop])
-        tail_context = self.tail_context[before : before + inside]
-        return PromptLayout(
-            self.prefix, self.tails[start:stop], self.prefix_context, tail_context, self.order[start:stop]
-        )
+        return PromptLayout(self.prefix, self.tails[start:stop], self.order[start:stop])
 
     def split(self, size: int) -> list[PromptLayout]:
         """The layout in parts of at most `size` tails, made once."""
@@ -237,12 +221,12 @@ class PromptLayout:
         positions = [*range(self.prefix_length)]
         for tail in self.tails:
             positions.extend(range(self.prefix_length, self.prefix_length + len(tail)))
-        context_at = (ids == CONTEXT).nonzero()[:, 0]
+        context_at = (ids < 0).nonzero()[:, 0]
         index = {
-            "ids": ids.masked_fill(ids == CONTEXT, 0),  # (P + T,)
+            "ids": ids.clamp(min=0),  # (P + T,)
             "positions": torch.tensor(positions),  # (P + T,)
             "context_at": context_at,  # (C,) places of the context vectors
-            "context": torch.tensor(self.prefix_context + self.tail_context, dtype=torch.long),  # (C,) which they are
+            "context": ~ids[context_at],  # (C,) which they are
             "eos": lengths.cumsum(0) - 1,  # (K,) within the tails
             "class_order": torch.argsort(torch.tensor(self.order)),  # (K,) tails back to label order
         }
