@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from .adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from .modeling import HFCoOp
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -215,3 +218,23 @@ def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now
     if changed:
         told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
         logger.warning("%s was made with other settings, so the result is that of neither run: %s", where, told)
+
+
+def random_states(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Torch's random states of all processes, `(processes, bytes)`."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {
+        f"random.{name}": accelerator.gather(state[None].to(accelerator.device)).cpu()
+        for name, state in states.items()
+    }
+
+
+def set_random_states(accelerator: Accelerator, states: dict[str, torch.Tensor]) -> None:
+    """Go on from `random_states`, unless they are of another number of processes."""
+    if len(states["random.cpu"]) != accelerator.num_processes:
+        return
+    torch.set_rng_state(states["random.cpu"][accelerator.process_index])
+    if "random.cuda" in states and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(states["random.cuda"][accelerator.process_index])

@@ -28,8 +28,10 @@ from .checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    random_states,
     remove_checkpoints,
     save_checkpoint,
+    set_random_states,
     wants_resume,
 )
 from .evaluation import classification_metrics
@@ -166,7 +168,7 @@ class CoOpTrainer:
         }
         if checkpoint is not None:
             self.state, extra = load_checkpoint(checkpoint, self.model, self.optimizer, run)
-            self._set_random_states(extra)
+            set_random_states(self.accelerator, extra)
         self.state.run = run
         self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
         if self.args.num_views is None:
@@ -293,27 +295,10 @@ class CoOpTrainer:
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
         self._read_measurements()
-        extra = self._random_states()
+        extra = random_states(self.accelerator)
         if self.accelerator.is_main_process:
             save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
             remove_checkpoints(self.args.output_dir, keep=self.args.save_total_limit)
-
-    def _random_states(self) -> dict[str, torch.Tensor]:
-        """Torch's random states of all processes, `(processes, bytes)`."""
-        states = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state()
-        device = self.accelerator.device
-        return {
-            f"random.{name}": self.accelerator.gather(state[None].to(device)).cpu() for name, state in states.items()
-        }
-
-    def _set_random_states(self, states: dict[str, torch.Tensor]) -> None:
-        if len(states["random.cpu"]) != self.accelerator.num_processes:
-            return
-        torch.set_rng_state(states["random.cpu"][self.accelerator.process_index])
-        if "random.cuda" in states and self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(states["random.cuda"][self.accelerator.process_index])
 
     def _must_stop(self) -> bool:
         """Whether Ctrl-C or SIGTERM came; several processes stop at the same update."""
