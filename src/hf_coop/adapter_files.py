@@ -272,6 +272,7 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
 
     Raises:
         ValueError: `folder` is a file.
+        OSError: a file cannot be written.
     """
     target = Path(folder)
     if target.is_file():
@@ -287,5 +288,7 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, place)
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
+        raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

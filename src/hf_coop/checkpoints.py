@@ -56,9 +56,14 @@ class TrainerState:
 
 
 def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, the last one written last: after going back to an earlier step, not the highest."""
+
+    def written(path: Path) -> tuple[int, int]:
+        state = path / STATE_FILE
+        return state.stat().st_mtime_ns if state.is_file() else 0, int(path.name.split("-")[1])
+
     found = [path for path in Path(output_dir).glob("checkpoint-*") if STEP_PATTERN.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=written)
 
 
 def check_output_dir(output_dir: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
@@ -86,13 +91,15 @@ def find_checkpoint(resume: str | os.PathLike[str] | bool | None, output_dir: st
     """
     if not wants_resume(resume):
         return None
+    path = Path(str(resume))
     if str(resume).lower() == "true":
         checkpoints = list_checkpoints(output_dir)
-        return checkpoints[-1] if checkpoints else None
-    path = Path(str(resume))
+        if not checkpoints:
+            return None
+        path = checkpoints[-1]
     for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, TENSORS_FILE):
         if not (path / name).is_file():
-            raise ValueError(f"{str(resume)!r} is no checkpoint: it has no {name}")
+            raise ValueError(f"{str(path)!r} is no checkpoint: it has no {name}")
     return path
 
 
@@ -145,7 +152,7 @@ def _remove(checkpoint: Path) -> None:
 def remove_checkpoints(output_dir: str, keep: int | None = 0) -> None:
     """Delete the oldest checkpoints but `keep` (None: all stay), and what an interrupted write has left behind."""
     checkpoints = list_checkpoints(output_dir)
-    for checkpoint in checkpoints[: len(checkpoints) - keep] if keep is not None else []:
+    for checkpoint in checkpoints[: max(0, len(checkpoints) - keep)] if keep is not None else []:
         _remove(checkpoint)
     for leftover in Path(output_dir).glob(".checkpoint-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -177,16 +184,25 @@ def load_checkpoint(
         ValueError: the checkpoint is damaged, or of another model, other classes, other options or other images.
     """
     try:
-        state = TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        fields = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        if lacking := sorted(asdict(TrainerState()).keys() - fields.keys()):
+            raise ValueError(f"{STATE_FILE} lacks {', '.join(lacking)}")
+        state = TrainerState(**fields)
         tensors, weights = load_file(checkpoint / TENSORS_FILE), load_file(checkpoint / WEIGHTS_FILE)
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        if "random.cpu" not in tensors:
+            raise ValueError(f"{TENSORS_FILE} lacks random.cpu")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {error}") from error
     _check_same_run(checkpoint, model, state.run, run)
-    set_peft_model_state_dict(model, weights)
     momenta: dict[int, dict[str, torch.Tensor]] = {}
+    shapes = {str(number): p.shape for number, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     for key in [key for key in tensors if key.startswith("optimizer.")]:
         _, number, name = key.split(".", 2)
-        momenta.setdefault(int(number), {})[name] = tensors.pop(key)
+        value = tensors.pop(key)
+        if value.ndim and value.shape != shapes.get(number):
+            raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {key} has shape {tuple(value.shape)}")
+        momenta.setdefault(int(number), {})[name] = value
+    set_peft_model_state_dict(model, weights)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
     return state, tensors
 
@@ -194,6 +210,8 @@ def load_checkpoint(
 def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = read_adapter_config(str(checkpoint)).to_dict(), model.prompt_config.to_dict()
     where = f"checkpoint {str(checkpoint)!r}"
+    if old["peft_type"] != new["peft_type"]:
+        raise ValueError(f"{where} was trained by another method, {old['peft_type']}; this is {new['peft_type']}")
     if old["classnames"] != new["classnames"]:
         differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classnames"], new["classnames"], strict=False) if a != b]
         raise ValueError(
@@ -215,6 +233,9 @@ def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now
         for name, value in before.get("arguments", {}).items()
         if name in now["arguments"] and now["arguments"][name] != value
     }
+    if "optim" in changed:
+        was, now_is = changed["optim"]
+        raise ValueError(f"{where} was trained with optim={was!r}, whose state is of no use to {now_is!r}")
     if changed:
         told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
         logger.warning("%s was made with other settings, so the result is that of neither run: %s", where, told)

@@ -37,6 +37,7 @@ from .interpret import nearest_words
 from .model_card import CardDetails, create_model_card
 from .prompts import check_classnames
 from .tuners.coop import CoOpLayer, PromptConfig
+from .tuners.coop.layer import tensor_versions
 
 MAX_CARD_VECTORS = 256  # in the card's table of nearest words
 SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
@@ -65,7 +66,8 @@ class HFCoOp(PeftModel):
         if peft_config.base_model_name_or_path is None:
             peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self._embeds_cache: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.clip.accepts_loss_kwargs = False  # else transformers.Trainer takes CLIP's **kwargs for num_items_in_batch
+        self._embeds_cache: tuple[torch.Tensor, Any, torch.Tensor] | None = None
         self._card_details: dict[str, CardDetails] = {}
         self.config = copy.copy(self.clip.config)
         self._update_labels()
@@ -272,11 +274,12 @@ class HFCoOp(PeftModel):
             `torch.Tensor` of shape `(K, D)`, or `(B, K, D)` where prompts depend on the image.
         """
         pooled = self.prompt_layer.encode_classes(image_embeds)
-        if self._embeds_cache is not None and self._embeds_cache[0] is pooled:
-            return self._embeds_cache[1]
+        versions = tensor_versions(self.clip.text_projection)
+        if self._embeds_cache is not None and self._embeds_cache[0] is pooled and self._embeds_cache[1] == versions:
+            return self._embeds_cache[2]
         embeds = F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
         reusable = pooled.ndim == 2 and not embeds.requires_grad
-        self._embeds_cache = (pooled, embeds) if reusable else None
+        self._embeds_cache = (pooled, versions, embeds) if reusable else None
         return embeds
 
     @torch.no_grad()

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from transformers.trainer_utils import PredictionOutput, TrainOutput
@@ -52,7 +54,7 @@ STOP_CHECK_STEPS = 10  # processes agree on whether to stop at every tenth updat
 RECIPE = (  # the arguments that decide what is learned
     *("learning_rate", "warmup_epochs", "warmup_learning_rate", "optim", "momentum", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "dataloader_drop_last"),
-    *("image_views", "seed", "bf16", "fp16"),
+    *("image_views", "seed", "mixed_precision"),
 )
 
 
@@ -91,19 +93,12 @@ class CoOpTrainer:
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 _check_dataset(dataset, name, model.classnames)
-        self.accelerator = Accelerator(
-            mixed_precision=self.args.mixed_precision,
-            cpu=self.args.use_cpu,
-            log_with=self.args.trackers or None,
-            project_dir=self.args.output_dir,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT),
-            ],
-        )
+        self.accelerator = make_accelerator(self.args)
         if self.args.learn_temperature and not model.prompt_config.learn_temperature:
             model.prompt_config.learn_temperature = True
-            model.prompt_layer.active_learner.logit_scale = nn.Parameter(model.clip.logit_scale.detach().clone())
+            model.prompt_layer.active_learner.logit_scale = nn.Parameter(
+                model.clip.logit_scale.detach().float().clone()
+            )
         model.to(self.accelerator.device)
         self.state = TrainerState()
 
@@ -129,6 +124,8 @@ class CoOpTrainer:
         resume = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         check_output_dir(args.output_dir, wants_resume(resume), args.overwrite_output_dir)
         checkpoint = find_checkpoint(resume, args.output_dir)
+        if self.accelerator.mixed_precision != args.mixed_precision:  # another trainer was made since
+            self.accelerator = make_accelerator(args)
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if self.accelerator.is_main_process:
             os.makedirs(args.output_dir, exist_ok=True)
@@ -136,11 +133,14 @@ class CoOpTrainer:
 
         self._start(checkpoint)
         first_step = self.state.global_step
-        with self._progress_and_trackers(), _stop_on_signal() as self._stop_signal:
-            for epoch in range(self.state.epoch, self.num_train_epochs):
-                self._train_epoch(epoch)
-                self._end_epoch(epoch)
-        self.model = self.accelerator.unwrap_model(self._parallel_model, keep_fp32_wrapper=False).eval()
+        try:
+            with self._progress_and_trackers(), _stop_on_signal() as self._stop_signal:
+                for epoch in range(self.state.epoch, self.num_train_epochs):
+                    self._train_epoch(epoch)
+                    self._end_epoch(epoch)
+                self._check_prompt()
+        finally:
+            self.model = self.accelerator.unwrap_model(self._parallel_model, keep_fp32_wrapper=False).eval()
         self.model.card_details = CardDetails(seed=args.seed, training=self._recipe())
         seconds = time.monotonic() - started
         metrics = {
@@ -271,7 +271,7 @@ class CoOpTrainer:
         """Move what updates have measured into the state, the same in all processes.
 
         Raises:
-            FloatingPointError: a loss or the prompt is no finite number.
+            FloatingPointError: a loss is no finite number.
         """
         if not self._pending:
             return
@@ -283,8 +283,15 @@ class CoOpTrainer:
                 raise FloatingPointError(self._not_finite(f"the loss is {loss} at step {step}"))
             self.state.losses.append(loss)
             self.state.accuracies.append(accuracy)
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters() if parameter.requires_grad):
-            raise FloatingPointError(self._not_finite(f"the prompt is not finite after step {self.state.global_step}"))
+
+    @torch.no_grad()
+    def _check_prompt(self) -> None:
+        """Raise `FloatingPointError` where the last update has spoilt the prompt; its loss is measured before it."""
+        image = torch.ones(1, self.model.clip.config.projection_dim, device=self.accelerator.device)
+        if not self._parallel_model(image_embeds=image).logits.isfinite().all():
+            raise FloatingPointError(
+                self._not_finite(f"the logits are not finite after step {self.state.global_step}")
+            )
 
     def _not_finite(self, what: str) -> str:
         kept = list_checkpoints(self.args.output_dir)
@@ -295,6 +302,7 @@ class CoOpTrainer:
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
         self._read_measurements()
+        self._check_prompt()
         extra = random_states(self.accelerator)
         if self.accelerator.is_main_process:
             save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
@@ -413,6 +421,30 @@ class CoOpTrainer:
         name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
         options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
         return self.model.push_to_hub(name, **options)
+
+
+def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
+    """The Accelerator that `args` ask for.
+
+    Raises:
+        ValueError: it cannot be had: fp16 on a CPU, or a tracker that is not installed.
+    """
+    if missing := sorted(set(args.trackers) - {"all", *map(str, get_available_trackers())}):
+        raise ValueError(f"report_to={missing[0]!r} is unknown or not installed: install it, or choose another")
+    AcceleratorState._reset_state()  # of a trainer before, in a notebook or a sweep, as transformers.Trainer does
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=args.use_cpu,
+        log_with=args.trackers or None,
+        project_dir=args.output_dir,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT),
+        ],
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
+    return accelerator
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], args: CoOpTrainingArguments) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,8 +148,8 @@ class CoOpTrainingArguments:
 
     @property
     def mixed_precision(self) -> str:
-        """As Accelerate calls it."""
-        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+        """As Accelerate calls it; where nothing is asked for, what `accelerate launch` was told."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
     @property
     def trackers(self) -> list[str]:

@@ -34,7 +34,7 @@ class PromptLearner(nn.Module):
         words = clip.text_model.embeddings.token_embedding.weight
         self.ctx = nn.Parameter(self.initial_context(config, words.detach()))
         if config.learn_temperature:
-            self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
+            self.logit_scale = nn.Parameter(clip.logit_scale.detach().float().clone())
         self._cache: tuple[Any, torch.Tensor, torch.Tensor] | None = None
 
     @staticmethod
@@ -50,8 +50,8 @@ class PromptLearner(nn.Module):
     def forward(self, text_model: nn.Module, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled features `(K, dim)` of the class prompts.
 
-        Computed once for each state of `ctx` where no gradients are to flow: they are switched off, or nothing of the
-        adapter and the tower is trainable.
+        Computed once for each state of `ctx` and the tower where no gradients are to flow: they are switched off, or
+        nothing of the adapter and the tower is trainable.
 
         Args:
             text_model (`CLIPTextModel`): the tower.
@@ -63,7 +63,7 @@ class PromptLearner(nn.Module):
         device_type = self.ctx.device.type
         state = (
             self.layout,
-            text_model.dtype,
+            tensor_versions(text_model),
             self.ctx.device,
             torch.is_inference_mode_enabled(),  # its tensors cannot be used in training
             torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
@@ -75,6 +75,11 @@ class PromptLearner(nn.Module):
     def encode(self, text_model: nn.Module) -> torch.Tensor:
         vectors = self.ctx.flatten(0, -2)  # (C, dim)
         return encode_prompts(text_model, self.layout, vectors[None])[0]
+
+
+def tensor_versions(module: nn.Module) -> list[tuple[int, int]]:
+    """What changes when a parameter of `module` is replaced or written to."""
+    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in module.parameters()]
 
 
 class CoOpLayer(nn.Module, BaseTunerLayer):
