@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import PARITY
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from hf_coop.data import (
@@ -71,6 +72,10 @@ class TestFewShot:
     def test_zero_means_all(self):
         assert few_shot_indices([1, 0, 1], 0, seed=1) == [0, 1, 2]
 
+    def test_labels_may_be_a_tensor(self):
+        labels = [0, 0, 0, 1, 1, 1]
+        assert few_shot_indices(torch.tensor(labels), 1, seed=1) == few_shot_indices(labels, 1, seed=1)
+
     def test_negative_is_refused(self):
         with pytest.raises(ValueError, match=r"num_shots must be 0 .* got -2"):
             few_shot_indices([0, 1], -2, seed=1)
@@ -112,6 +117,11 @@ class TestSubsampleClasses:
             row for row, k in enumerate(labels) if self.NAMES[k] in kept
         ]
 
+    def test_a_split_without_images_of_the_classes(self):
+        splits = DatasetDict(train=labelled(["a", "b"], [0, 1]), test=labelled(["a", "b"], [0, 0]))
+        with pytest.raises(ValueError, match="the test split has no images of the new classes"):
+            subsample_classes(splits, "new")
+
     def test_all_is_untouched_and_others_refused(self):
         splits = DatasetDict(train=labelled(["a", "b"], [0, 1]))
         assert subsample_classes(splits, "all") is splits
@@ -133,6 +143,33 @@ class TestFolder:
         (folder / "bus" / ".thumb.png").write_bytes(b"")
         (folder / ".cache").mkdir()
         assert len(load_image_folder(folder)) == 7
+
+    def test_files_left_out_are_told(self, folder, caplog):
+        (folder / "bus" / "photo.heic").write_bytes(b"x")
+        load_image_folder(folder)
+        assert "1 files in" in caplog.text
+        assert "bus/photo.heic" in caplog.text
+
+    def test_a_class_of_unknown_files_names_them(self, folder):
+        (folder / "cat").mkdir()
+        (folder / "cat" / "photo.heic").write_bytes(b"x")
+        with pytest.raises(ValueError, match=r"without any image in .*: cat; these are no images .*cat/photo.heic"):
+            load_image_folder(folder)
+
+    def test_a_link_that_leads_nowhere_cannot_be_read(self, folder):
+        (folder / "bus" / "link.png").symlink_to(folder / "gone.png")
+        with pytest.raises(ValueError, match=r"cannot read '.*bus/link.png'"):
+            read_images(load_image_folder(folder), range(4))
+
+    def test_images_in_a_linked_folder_are_found(self, folder, tmp_path):
+        more = image_folder(tmp_path / "elsewhere", {"more": 2})
+        (folder / "bus" / "more").symlink_to(more / "more")
+        assert class_counts(load_image_folder(folder))["bus"] == 5
+
+    def test_the_folder_above_the_splits(self, tmp_path):
+        image_folder(tmp_path, {"train/cat": 1, "test/cat": 1})
+        with pytest.raises(ValueError, match=r"holds splits \(test, train\), not classes"):
+            load_image_folder(tmp_path)
 
     def test_fingerprint_knows_the_files(self, folder):
         before = load_image_folder(folder)._fingerprint
@@ -188,6 +225,22 @@ class TestBrokenImages:
         for row, name in enumerate(["image 0", "named.jpg", "image 2"]):
             with pytest.raises(ValueError, match=name):
                 read_images(dataset, [row])
+
+    @pytest.mark.parametrize("kind", ["qoi", "ppm", "dds", "avif", "tiff"])
+    def test_whatever_the_decoder_raises(self, tmp_path, kind):
+        if f".{kind}" not in PILImage.registered_extensions():
+            pytest.skip(f"this Pillow reads no {kind}")
+        folder = image_folder(tmp_path / "train", {"bus": 1})
+        path = folder / "bus" / f"cut.{kind}"
+        PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=rf"cannot read '.*cut.{kind}' as an image"):
+            read_images(load_image_folder(folder), [0, 1])
+        embedded = Dataset.from_dict(
+            {"image": [{"bytes": path.read_bytes(), "path": None}]}, features=Features({"image": Image()})
+        )
+        with pytest.raises(ValueError, match="cannot read image 0 as an image"):
+            read_images(embedded, [0])
 
     def test_skipping_goes_on_and_counts(self, broken, caplog):
         splits = load_image_splits(broken, skip_broken_images=True)
@@ -259,6 +312,56 @@ class TestDataSets:
         with pytest.raises(ValueError, match=f"no column 'fine'; the columns are image, label: set {option}"):
             load_image_splits(dataset_name=name, **{option: "fine"})
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"image_column_name": "number"},
+                "'number' holds no images but .*int64.*the columns are image, label, num",
+            ),
+            ({"image_column_name": "vector"}, "'vector' holds no images but .*float32.*the columns are"),
+            ({"label_column_name": "vector"}, "labels must be .*the columns are image, label, number, vector"),
+            ({"image_column_name": "label"}, "'label' holds no images"),
+            ({"label_column_name": "image"}, "labels must be"),
+            ({"image_column_name": "name", "label_column_name": "name"}, "cannot be image and label both"),
+        ],
+    )
+    def test_a_column_of_another_kind(self, tmp_path, options, message):
+        data = labelled(["a", "b"], [0, 1]).add_column("number", [1, 2]).add_column("vector", [[1.0], [2.0]])
+        data = data.cast_column("vector", List(Value("float32"))).add_column("name", ["x", "y"])
+        with pytest.raises(ValueError, match=message):
+            load_image_splits(dataset_name=saved(tmp_path / "set", train=data), **options)
+
+    @pytest.mark.parametrize("name", ["missing.parquet", "./missing", "/missing/folder"])
+    def test_no_such_file(self, name):
+        with pytest.raises(ValueError, match=f"no such file or folder: '{name}'"):
+            load_image_splits(dataset_name=name)
+
+    @pytest.mark.parametrize("kind", ["not parquet", "empty", "cut", "ragged"])
+    def test_damaged_sets_are_named(self, tmp_path, kind):
+        path = tmp_path / "set.parquet"
+        labelled(["a"], [0]).to_parquet(path)
+        if kind == "not parquet":
+            path.write_bytes(b"nothing of the kind")
+        elif kind == "empty":
+            labelled(["a"], []).to_parquet(path)
+        elif kind == "cut":
+            path = Path(saved(tmp_path / "saved", train=labelled(["a"], [0])))
+            (arrow,) = (path / "train").glob("*.arrow")
+            arrow.write_bytes(arrow.read_bytes()[:300])
+        else:
+            path = tmp_path / "folder"
+            path.mkdir()
+            (path / "a.csv").write_text("image,label\n1,2\n3,4,5,6\n")
+        with pytest.raises(ValueError, match=rf"cannot load the data set '{path}': .") as error:
+            load_image_splits(dataset_name=str(path))
+        assert "\n" not in str(error.value)
+
+    def test_a_configuration_where_there_is_none(self, tmp_path):
+        name = saved(tmp_path / "set", train=labelled(["a"], [0]))
+        with pytest.raises(ValueError, match="has no configurations: leave dataset_config_name='x' out"):
+            load_image_splits(dataset_name=name, dataset_config_name="x")
+
     def test_a_column_without_images(self, tmp_path):
         data = labelled(list(self.NAMES), [0, 1]).add_column("number", [1, 2])
         name = saved(tmp_path / "data", train=data)
@@ -306,6 +409,20 @@ class TestClassNames:
         caplog.clear()
         load_image_splits(data, classnames_file=self.names_file(tmp_path, "rose\ndaisy\nlily"))
         assert not caplog.records
+
+    def test_names_for_numbers_in_the_order_of_the_alphabet(self, tmp_path, caplog):
+        """The folders 1, 2, 10 sort as 1, 10, 2; a file in the order of the numbers would be wrong silently."""
+        folder = image_folder(tmp_path / "train", {"1": 1, "2": 1, "10": 1})
+        names = tmp_path / "names.txt"
+        names.write_text("one\ntwo\nten\n\n")
+        load_image_splits(train_dir=folder, classnames_file=names)
+        assert "1 is 'one', 10 is 'two', 2 is 'ten'" in caplog.text
+
+    @pytest.mark.parametrize("label", [None, "", " "])
+    def test_a_string_label_that_is_missing(self, tmp_path, label):
+        data = labelled([], ["a", "b", label], feature=Value("string"))
+        with pytest.raises(ValueError, match=f"image 2 of the train split has the label {label!r}"):
+            load_image_splits(dataset_name=saved(tmp_path / "set", train=data))
 
     def test_string_labels_are_classes_in_sorted_order(self, tmp_path):
         train = labelled([], ["cat", "ant", "cat"], feature=Value("string"))

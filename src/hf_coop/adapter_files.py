@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
+from .errors import root_message
 from .tuners.coop import PromptConfig
 
 CONFIG_FILE = "adapter_config.json"
@@ -247,8 +248,8 @@ def push_folder(
         )
     except Exception as error:  # the client raises errors of many kinds
         raise OSError(
-            f"cannot push to {repo_id!r}: {_root(error)}. Nothing was committed, and local files are as they were: "
-            "check the connection and that your token may write there (hf auth login), then push again"
+            f"cannot push to {repo_id!r}: {root_message(error)}. Nothing was committed, and local files are as they "
+            "were: check the connection and that your token may write there (hf auth login), then push again"
         ) from error
 
 
@@ -257,13 +258,6 @@ def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> Commit
     if name == CARD_FILE:
         content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
     return CommitOperationAdd(name.replace(os.sep, "/"), content)
-
-
-def _root(error: BaseException) -> str:
-    """The message of what caused `error`, on one line."""
-    while error.__cause__ is not None and str(error.__cause__).strip():
-        error = error.__cause__
-    return " ".join(str(error).split())
 
 
 @contextmanager

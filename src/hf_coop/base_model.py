@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPMode
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .errors import whole_message
 from .prompts import tokenize_classnames
 
 if TYPE_CHECKING:
@@ -43,7 +44,11 @@ def load_clip(
     except (OSError, ValueError) as error:
         whose = f"the base model of adapter {adapter!r}, " if adapter else ""
         local = os.path.isabs(path) and not os.path.isdir(path)
-        hint = "a folder that is not on this machine (it was local to the author?); " if local else f"({error}); "
+        hint = (
+            "a folder that is not on this machine (it was local to the author?); "
+            if local
+            else f"({whole_message(error)}); "
+        )
         raise OSError(
             f"cannot load {whose}{os.fspath(path)!r}: {hint}pass the name or folder of a CLIP model"
             + (" as base_model_name_or_path" if adapter else "")

@@ -41,7 +41,7 @@ def few_shot_indices(labels: Sequence[int], num_shots: int, seed: int | random.R
     generator = seed if isinstance(seed, random.Random) else random.Random(seed)
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
-        by_class.setdefault(label, []).append(index)
+        by_class.setdefault(int(label), []).append(index)
     chosen: list[int] = []
     for images in by_class.values():
         chosen += generator.sample(images, num_shots) if len(images) >= num_shots else images
@@ -96,7 +96,7 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
         subset (`str`): "all", "base" (the first `ceil(K / 2)` labels) or "new" (the others).
 
     Raises:
-        ValueError: another `subset`, or none of the classes is left.
+        ValueError: another `subset`, or no class is left, or no image of some split.
     """
     from datasets import ClassLabel
 
@@ -110,12 +110,14 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
     if not kept:
         raise ValueError(f"subsample_classes={subset!r} leaves no class of {names}")
 
-    def renumber(split: Dataset) -> Dataset:
+    def renumber(name: str, split: Dataset) -> Dataset:
         labels = split["label"][:]
         rows = [row for row, label in enumerate(labels) if first <= label < first + len(kept)]
+        if not rows:
+            raise ValueError(f"the {name} split has no images of the {subset} classes")
         renumbered = [label - first if first <= label < first + len(kept) else None for label in labels]
         # Selecting last keeps `datasets` from copying images to put the new labels beside them.
         split = split.remove_columns("label").add_column("label", renumbered, feature=ClassLabel(names=kept))
         return split.select(rows)
 
-    return type(splits)({name: renumber(split) for name, split in splits.items()})
+    return type(splits)({name: renumber(name, split) for name, split in splits.items()})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PILImage
 
+from ..errors import whole_message
 from ..prompts import check_classnames
 from .few_shot import class_counts
 from .images import load_image
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"  # the dataset_name of the embedded digits
+ENCODED_IMAGE_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or files' contents
+SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
 TEST_SPLITS = ("test", "validation")  # where the test images are, unless told
 
 
@@ -102,29 +105,47 @@ def load_image_folder(folder: str | os.PathLike[str]) -> Dataset:
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"no such folder: {str(folder)!r}")
-    PILImage.init()
-    class_dirs = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    images = {path.name: _image_files(path) for path in class_dirs}
-    if not any(images.values()):
-        raise ValueError(f"no images in {str(folder)!r}: it must hold one sub-folder of images for each class")
-    if empty := [name for name, files in images.items() if not files]:
-        raise ValueError(f"class folders without any image in {str(folder)!r}: {_some(empty)}")
+    images = _images_by_class(root)
     files = [path for paths in images.values() for path in paths]
     labels = [label for label, paths in enumerate(images.values()) for _ in paths]
-    # The fingerprint tells a changed file from the one that features were cached for.
-    state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    state = list(map(file_state, files))  # the fingerprint tells a changed file
     dataset = Dataset.from_dict({"image": [str(path) for path in files]}, features=Features({"image": Image()}))
     label_type = ClassLabel(names=list(images))
     return dataset.add_column("label", labels, feature=label_type, new_fingerprint=Hasher.hash([state, labels]))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _images_by_class(root: Path) -> dict[str, list[Path]]:
+    """The image files below each class folder. A link that leads nowhere is one too, for it cannot be read."""
+    PILImage.init()
     extensions = PILImage.registered_extensions()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
-    )
+    class_dirs = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if class_dirs and {path.name for path in class_dirs} <= SPLIT_NAMES:
+        names = _some(path.name for path in class_dirs)
+        raise ValueError(f"{str(root)!r} holds splits ({names}), not classes: give the folder of one of them")
+    images: dict[str, list[Path]] = {}
+    others: list[Path] = []
+    for folder in class_dirs:
+        below = sorted(Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names)
+        visible = [path for path in below if not path.name.startswith(".")]
+        images[folder.name] = [path for path in visible if path.suffix.lower() in extensions]
+        others += [path for path in visible if path.suffix.lower() not in extensions]
+    left_out = f"; these are no images by their names: {_some(others)}" if others else ""
+    if not any(images.values()):
+        raise ValueError(f"no images in {str(root)!r}: it must hold one sub-folder of images for each class{left_out}")
+    if empty := [name for name, files in images.items() if not files]:
+        raise ValueError(f"class folders without any image in {str(root)!r}: {_some(empty)}{left_out}")
+    if others:
+        logger.warning("%d files in %r are left out%s", len(others), str(root), left_out)
+    return images
+
+
+def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """What changes when a file does: where it is, its size, and when it was written (0 where there is none)."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path), 0, 0
+    return os.path.realpath(path), found.st_size, found.st_mtime_ns
 
 
 def _load_dataset_dict(
@@ -132,17 +153,25 @@ def _load_dataset_dict(
 ) -> Mapping[str, Dataset]:
     from datasets import Dataset, load_dataset, load_from_disk
 
+    path = Path(name)
+    saved_to_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if config_name is not None and (name == DEMO or path.is_file() or saved_to_disk):
+        raise ValueError(f"{os.fspath(name)!r} has no configurations: leave dataset_config_name={config_name!r} out")
     if name == DEMO:
         from ..demo import load_digits_dataset
 
         return load_digits_dataset()
-    path = Path(name)
-    if path.is_file() and path.suffix == ".parquet":
-        return load_dataset("parquet", data_files={"train": str(path)})
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = load_from_disk(str(path))
-        return {"train": saved} if isinstance(saved, Dataset) else saved
-    return load_dataset(os.fspath(name), config_name, token=token)
+    if not path.exists() and (path.suffix or os.fspath(name).startswith((".", "~")) or path.is_absolute()):
+        raise ValueError(f"no such file or folder: {os.fspath(name)!r}")
+    try:
+        if path.is_file() and path.suffix == ".parquet":
+            return load_dataset("parquet", data_files={"train": str(path)})
+        if saved_to_disk:
+            saved = load_from_disk(str(path))
+            return {"train": saved} if isinstance(saved, Dataset) else saved
+        return load_dataset(os.fspath(name), config_name, token=token)
+    except Exception as error:  # of many libraries and kinds
+        raise ValueError(f"cannot load the data set {os.fspath(name)!r}: {whole_message(error)}") from error
 
 
 def _choose_splits(
@@ -160,22 +189,28 @@ def _choose_splits(
 
 def _image_and_label(split: Dataset, image_column: str, label_column: str) -> Dataset:
     """The two columns that count, by their usual names and types."""
-    from datasets import Image
+    from datasets import ClassLabel, Image, Value
 
+    there = f"the columns are {_some(split.column_names)}: set"
     for option, column in (("image_column_name", image_column), ("label_column_name", label_column)):
         if column not in split.column_names:
-            raise ValueError(f"no column {column!r}; the columns are {_some(split.column_names)}: set {option}")
+            raise ValueError(f"no column {column!r}; {there} {option}")
+    label_type, image_type = split.features[label_column], split.features[image_column]
+    kind = label_type.dtype if isinstance(label_type, ClassLabel | Value) else ""
+    if "int" not in kind and "string" not in kind:
+        raise ValueError(
+            f"labels must be class labels, strings or whole numbers, got {label_type}; {there} label_column_name"
+        )
+    encoded = isinstance(image_type, dict) and image_type.keys() == {"bytes", "path"}
+    if not (encoded or isinstance(image_type, Image) or getattr(image_type, "dtype", "") in ENCODED_IMAGE_TYPES):
+        raise ValueError(f"column {image_column!r} holds no images but {image_type}; {there} image_column_name")
+    if image_column == label_column:
+        raise ValueError(f"column {image_column!r} cannot be image and label both; {there} label_column_name")
     split = split.select_columns([image_column, label_column])
     split = split.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
-    if not isinstance(split.features["image"], Image):
-        try:
-            split = split.cast_column("image", Image())
-        except (TypeError, ValueError, NotImplementedError) as error:
-            found = split.features["image"]
-            raise ValueError(f"column {image_column!r} holds no images but {found}: set image_column_name") from error
-    return split
+    return split if isinstance(split.features["image"], Image) else split.cast_column("image", Image())
 
 
 def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] | None) -> DatasetDict:
@@ -183,33 +218,38 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
     from datasets import ClassLabel, DatasetDict, Value
 
     label_type = splits["train"].features["label"]
-    kind = label_type.dtype if isinstance(label_type, ClassLabel | Value) else ""
-    if "string" in kind:
-        label_type = ClassLabel(names=sorted(set(splits["train"]["label"][:])))
-    elif "int" not in kind:
-        raise ValueError(
-            f"labels must be class labels, strings or whole numbers, got {label_type}: set label_column_name"
-        )
+    if isinstance(label_type, Value) and "string" in label_type.dtype:
+        label_type = ClassLabel(names=sorted({name for name in splits["train"]["label"][:] if name and name.strip()}))
     given = None if classnames_file is None else read_classnames(classnames_file)
     if not isinstance(label_type, ClassLabel):
         if given is None:
             raise ValueError("the labels are numbers without names: give classnames_file, one name a line")
         label_type = ClassLabel(names=given)
     names = given or label_type.names
+    _warn_of_numbered_classes(label_type.names, given)
     if len(names) != len(label_type.names):
         raise ValueError(
             f"{str(classnames_file)!r} has {len(names)} class names, but the data has {len(label_type.names)} "
             f"classes: {_some(label_type.names)}"
         )
     check_classnames(names)
-    if all(name.strip().isdigit() for name in names):
+    named = ClassLabel(names=names)
+    return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
+
+
+def _warn_of_numbered_classes(names: Sequence[str], given: Sequence[str] | None) -> None:
+    if all(name.strip().isdigit() for name in given or names):
         logger.warning(
             "THE CLASS NAMES ARE NUMBERS (%s). Prompts are made of names, and numbers tell CLIP nothing: give the "
             "real names by classnames_file, a text file with one name a line in label order.",
-            _some(names),
+            _some(given or names),
         )
-    named = ClassLabel(names=names)
-    return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
+    elif given and all(name.isdigit() for name in names) and names != sorted(names, key=int):
+        logger.warning(
+            "the labels are numbers in the order of the alphabet, and the names of classnames_file were given to them "
+            "in that order: %s. If the file is in the order of the numbers, sort it so.",
+            _some(f"{number} is {name!r}" for number, name in zip(names, given, strict=False)),
+        )
 
 
 def _relabel(split: Dataset, split_name: str, expected: Any, named: Any) -> Dataset:
@@ -257,7 +297,7 @@ def read_classnames(path: str | os.PathLike[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the class names in {os.fspath(path)!r}: {error}") from error
     try:
-        return check_classnames([line.strip() for line in text.splitlines()])
+        return check_classnames([line.strip() for line in text.rstrip().splitlines()])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
 
@@ -303,7 +343,7 @@ def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
         return load_image(cell["path"])
     try:
         return load_image(PILImage.open(io.BytesIO(cell["bytes"])))
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise about anything
         raise ValueError(f"cannot read {where} as an image: {error}") from error
 
 
