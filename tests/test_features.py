@@ -144,6 +144,44 @@ class TestCache:
         assert towers
         assert after.shape != before.shape or not torch.equal(after, before)
 
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_images_that_change_behind_their_paths(self, model, tmp_path, embedded):
+        """`datasets` keeps its fingerprint, which knows the paths alone."""
+        path = tmp_path / "photo.png"
+
+        def features(seed: int) -> torch.Tensor:
+            photo(seed).save(path)
+            data = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": Image()}))
+            if embedded:
+                data.save_to_disk(tmp_path / f"set-{seed}")
+                data = Dataset.load_from_disk(tmp_path / f"set-{seed}")
+            return encode_images(model, data)
+
+        assert not torch.allclose(features(71), features(72))
+
+    def test_other_labels_do_not(self, model, towers):
+        data = in_memory(3, first=80)
+        first = encode_images(model, data)
+        renamed = data.remove_columns("label").add_column("label", ["x", "y", "z"])
+        assert torch.equal(encode_images(model, renamed), first)
+        assert towers == [3]
+
+    def test_a_damaged_cache_file_is_made_anew(self, model, datasets_cache):
+        data = in_memory(3, first=90)
+        folder = datasets_cache / "hf_coop_features"
+        before = set(folder.glob("*.arrow"))
+        first = encode_images(model, data)
+        (file,) = set(folder.glob("*.arrow")) - before
+        file.write_bytes(file.read_bytes()[:40])
+        assert torch.equal(encode_images(model, data), first)
+        assert torch.equal(encode_images(model, data), first)
+
+    def test_a_cache_that_cannot_be_written(self, model, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
+        with pytest.raises(OSError, match=r"cannot keep the image features in .*HF_DATASETS_CACHE"):
+            encode_images(model, in_memory(1, first=99))
+
     def test_learning_the_prompt_does_not(self, model, towers):
         encode_images(model, in_memory(2, first=30))
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .data.sources import decode_image, encoded_images
+from .data.sources import decode_image, encoded_images, file_state
 from .data.transforms import random_view
 from .version import __version__
 
@@ -28,9 +29,9 @@ def encode_images(
 ) -> torch.Tensor:
     """Features of every image, from the cache where they were computed before.
 
-    The cache is a file of `datasets`, named by a hash of all that the features depend on: the images, the weights
-    and settings of the image tower, the processor, the views and their seed. So a second run starts at once, and any
-    change computes anew.
+    The cache is a file of `datasets`, named by a hash of all that the features depend on: the images (not their
+    labels), the weights and settings of the image tower, the processor, the views and their seed. So a second run
+    starts at once, and any change computes anew.
 
     Args:
         model ([`HFCoOp`]): gives the tower and the image processor.
@@ -45,6 +46,7 @@ def encode_images(
 
     Raises:
         ValueError: an image cannot be read; its path is named.
+        OSError: the cache cannot be written.
     """
     if "image_embeds" in dataset.column_names:
         return torch.tensor(np.asarray(dataset["image_embeds"][:], dtype=np.float32))[:, None]
@@ -58,6 +60,7 @@ def _map_tower(
     model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, batch_size: int, fingerprint: str
 ) -> Dataset:
     from datasets import Features, List, Value, config, is_caching_enabled
+    from pyarrow import ArrowInvalid
 
     def encode(cells: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, np.ndarray]:
         images = [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
@@ -74,10 +77,9 @@ def _map_tower(
 
     # Data sets in memory have no cache folder of their own, so all features go to one place.
     cache_file = Path(config.HF_DATASETS_CACHE) / CACHE_FOLDER / f"{fingerprint}.arrow"
-    if is_caching_enabled():
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
     width = views * model.clip.config.projection_dim
-    return encoded_images(dataset).map(
+    mapping = partial(
+        encoded_images(dataset).map,
         encode,
         input_columns="image",
         with_indices=True,
@@ -89,6 +91,19 @@ def _map_tower(
         cache_file_name=str(cache_file) if is_caching_enabled() else None,
         desc="Encoding images",
     )
+    try:
+        if is_caching_enabled():
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return mapping()
+        except ArrowInvalid:  # the file is damaged
+            cache_file.unlink(missing_ok=True)
+            return mapping()
+    except OSError as error:
+        raise OSError(
+            f"cannot keep the image features in {str(cache_file.parent)!r}: {error}; make room there, or set "
+            "HF_DATASETS_CACHE to a folder elsewhere"
+        ) from error
 
 
 @torch.no_grad()
@@ -122,7 +137,23 @@ def features_fingerprint(model: HFCoOp, dataset: Dataset, views: int, random: bo
     crops = {"views": views, "seed": seed} if random else "processor"
     settings = [clip.config.vision_config.to_dict(), model.image_processor.to_dict(), crops, __version__]
     weights = weights_fingerprint(clip.vision_model, clip.visual_projection)
-    return Hasher.hash([dataset._fingerprint, weights, repr(settings)])
+    return Hasher.hash([images_fingerprint(dataset), weights, repr(settings)])
+
+
+def images_fingerprint(dataset: Dataset) -> str:
+    """A hash of the images: of the encoded bytes in the data set, of path, size and time of files beside it.
+
+    The fingerprint that `datasets` gives does not do: it stays when the files behind the paths change.
+    """
+    from datasets.fingerprint import Hasher
+
+    def contents() -> Iterator[bytes]:
+        for row in encoded_images(dataset):
+            cell = row["image"] or {"bytes": None, "path": ""}
+            yield repr(len(cell["bytes"]) if cell["bytes"] else file_state(cell["path"] or "")).encode()
+            yield cell["bytes"] or b""
+
+    return Hasher.hash_bytes(contents())
 
 
 def weights_fingerprint(*modules: nn.Module) -> str:
