@@ -24,8 +24,8 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_coop import CoCoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.adapter_files import staged_folder
-from hf_coop.baselines import zero_shot_logits
-from hf_coop.checkpoints import check_output_dir, wants_resume
+from hf_coop.baselines import check_templates, zero_shot_logits
+from hf_coop.checkpoints import check_output_dir
 from hf_coop.data import few_shot_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
 
@@ -92,8 +92,9 @@ def run(
     """All runs; returns what `base_to_new.json` holds."""
     runs = {(m, s): method_arguments(args, settings, m, s) for s in settings.seeds for m in ("coop", "cocoop")}
     CoCoOpConfig(**model_args.prompt_options())  # refuses CoOp's own options, which would not compare
+    check_templates(data_args.zero_shot_template)
     for run_args in runs.values():
-        check_output_dir(run_args.output_dir, wants_resume(args.resume_from_checkpoint), args.overwrite_output_dir)
+        check_output_dir(run_args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     splits = replace(data_args, num_shots=0, subsample_classes="all").load(seed=0)
     if "test" not in splits:
         raise ValueError("no test images: give test_dir, or test_split of a data set that has one")
@@ -168,10 +169,10 @@ def main() -> None:
     try:
         run(*parser.parse_args_into_dataclasses())
     except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

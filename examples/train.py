@@ -21,8 +21,8 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.adapter_files import staged_folder
-from hf_coop.baselines import DEFAULT_TEMPLATE, zero_shot_logits
-from hf_coop.checkpoints import check_output_dir, wants_resume
+from hf_coop.baselines import DEFAULT_TEMPLATE, check_templates, zero_shot_logits
+from hf_coop.checkpoints import check_output_dir
 from hf_coop.curves import plot_training_curves
 from hf_coop.data import few_shot_splits, load_image_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
@@ -90,7 +90,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
         yield
         seconds[name] = round(time.perf_counter() - start, 3)
 
-    check_output_dir(args.output_dir, wants_resume(args.resume_from_checkpoint), args.overwrite_output_dir)
+    check_templates(data_args.zero_shot_template)
+    check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     set_seed(args.seed)
     with phase("loading"):
         splits = data_args.load(args.seed)
@@ -102,8 +103,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
     trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
     scores: dict[str, Any] = {}
     with phase("features"):
-        if args.num_views is not None:
-            trainer.image_embeds(splits["train"], args.num_views)
+        trainer.encode_datasets()
         if test is not None:
             logits = zero_shot_logits(model, trainer.image_embeds(test)[:, 0], data_args.zero_shot_template)
             scores["zero_shot"] = classification_metrics(logits.softmax(-1).numpy(), test["label"][:], classnames)
@@ -139,10 +139,10 @@ def main() -> None:
     try:
         train(*parser.parse_args_into_dataclasses())
     except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
+        print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

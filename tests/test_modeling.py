@@ -583,3 +583,14 @@ class TestFiles:
         with pytest.raises(ValueError, match="does not say its base model"):
             HFCoOp.from_pretrained(tmp_path)
         assert HFCoOp.from_pretrained(tmp_path, nameless).classnames == CLASSNAMES
+
+
+@pytest.mark.parametrize("part", ["text_model.base_layer.encoder.layers.0.mlp.fc1", "text_projection"])
+def test_class_embeddings_follow_a_change_of_clip(part):
+    """They are kept between calls; other weights in the tower or the projection make others."""
+    model = HFCoOp.from_clip(CLIPModel.from_pretrained(PARITY), CLASSNAMES, n_ctx=2).eval()
+    with torch.no_grad():
+        before = model.class_embeddings().clone()
+        assert torch.equal(model.class_embeddings(), before)
+        model.clip.get_submodule(part).weight.mul_(-1)
+        assert not torch.allclose(model.class_embeddings(), before)

@@ -180,6 +180,25 @@ class TestInterruption:
         run([*arguments, "--resume_from_checkpoint", "True"])
         assert adapter(out) == adapter(whole)
 
+    def test_ctrl_c_while_images_are_encoded(self, tmp_path):
+        options = "--model_name_or_path demo --dataset_name demo --num_shots 0 --image_views 99 --output_dir"
+        process = subprocess.Popen(
+            [sys.executable, TRAIN, *options.split(), str(tmp_path / "out")],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
+        )
+        assert process.stderr is not None
+        seen = ""
+        while "Encoding images" not in seen:
+            assert process.poll() is None
+            seen += process.stderr.read(20)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert errors.strip().endswith("stopped; to go on, run it again with --resume_from_checkpoint True")
+
 
 class TestTwoProcesses:
     @pytest.fixture(scope="class")
@@ -253,4 +272,18 @@ class TestBadInput:
         out = tmp_path / "out"
         assert "the text tower has 77" in refused(*command(out, data, "--classnames_file", long))
         assert "num_shots" in refused(*command(out, data, "--num_shots", -1))
+        assert "templates need {}" in refused(*command(out, data, "--zero_shot_template", "a photo"))
+        assert "is no checkpoint" in refused(*command(out, data, "--resume_from_checkpoint", tmp_path))
+        assert "\n" not in refused(*command(out, data, "--model_name_or_path", "no/model"))
         assert not out.exists()
+
+    def test_a_full_disk_at_the_last_save_is_named(self, data, tmp_path):
+        """A limit on the size of files makes a larger write fail, as a full disk does: here that of the curves."""
+        out = tmp_path / "out"
+        limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        limit += "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+        arguments = command(out, data, "--save_strategy", "no", "--num_train_epochs", 1)
+        done = run(arguments, sys.executable, "-c", limit, TRAIN, check=False)
+        assert done.returncode == 1
+        assert f"error: cannot write to '{out}': [Errno 27] File too large" in done.stderr
+        assert {path.name for path in tmp_path.iterdir()} == {"out"}

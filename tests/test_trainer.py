@@ -18,7 +18,7 @@ from conftest import CLASSNAMES, PARITY
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, Trainer, TrainingArguments
 
 from hf_coop import CoCoOpConfig, CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
@@ -243,6 +243,60 @@ class TestTraining:
         exact = trained(tmp_path / "fp32").state.log_history[-1]["loss"]
         assert float(out.splitlines()[-1]) == pytest.approx(exact, rel=2e-2)
 
+    def test_precision_of_the_launcher(self, tmp_path, monkeypatch):
+        """`accelerate launch --mixed_precision bf16` counts where the arguments ask for nothing."""
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        trainer = trained(tmp_path)
+        assert trainer.model.card_details.training["mixed_precision"] == "bf16"
+
+    def test_trainers_of_different_precision_in_one_process(self, tmp_path):
+        first = CoOpTrainer(make_model(), arguments(tmp_path / "a"), embeds_dataset())
+        half = trained(tmp_path / "b", bf16=True)
+        first.train()
+        whole = trained(tmp_path / "c")
+        assert first.state.losses == whole.state.losses
+        assert first.state.losses != half.state.losses
+
+    def test_fp16_on_a_cpu_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="fp16 needs a GPU"):
+            CoOpTrainer(make_model(), arguments(tmp_path, fp16=True), embeds_dataset())
+
+    def test_a_learned_temperature_is_in_full_precision(self, tmp_path):
+        model = make_model(dtype=torch.bfloat16)
+        trainer = CoOpTrainer(model, arguments(tmp_path, learn_temperature=True), embeds_dataset())
+        assert trainer.model.logit_scale.dtype == torch.float32
+
+    def test_the_model_is_its_own_again_after_an_exception(self, tmp_path):
+        def fail(trainer, row):
+            raise RuntimeError("stop")
+
+        trainer = CoOpTrainer(make_model(), arguments(tmp_path, bf16=True), embeds_dataset(), callbacks=[fail])
+        with pytest.raises(RuntimeError, match="stop"):
+            trainer.train()
+        assert trainer.model.forward.__func__ is HFCoOp.forward
+        assert not trainer.model.training
+
+    def test_a_tracker_that_is_not_there(self, tmp_path):
+        with pytest.raises(ValueError, match="report_to='swanlab' is unknown or not installed"):
+            CoOpTrainer(make_model(), arguments(tmp_path, report_to=["swanlab"]), embeds_dataset())
+
+    @pytest.mark.parametrize("views", ["1", "online"])
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_a_broken_image_is_found_before_any_step(self, tmp_path, views, split):
+        cells = [cell["image"] for cell in image_dataset().cast_column("image", Image(decode=False))]
+        cells[3]["bytes"] = cells[3]["bytes"][:60]
+        broken = Dataset.from_dict(
+            {"image": cells, "label": image_dataset()["label"][:]}, features=image_dataset().features
+        )
+        train, validation = (broken, image_dataset()) if split == "train" else (image_dataset(), broken)
+        steps = []
+        args = arguments(tmp_path, image_views=views, eval_strategy="epoch")
+        trainer = CoOpTrainer(make_model(), args, train, validation, callbacks=[lambda *row: steps.append(row)])
+        with pytest.raises(ValueError, match="cannot read image 3"):
+            trainer.train()
+        assert not steps
+        assert not list_checkpoints(tmp_path)
+
     def test_validation_each_epoch(self, tmp_path):
         args = arguments(tmp_path, eval_strategy="epoch")
         trainer = CoOpTrainer(make_model(), args, embeds_dataset(), embeds_dataset(10, seed=1))
@@ -277,6 +331,27 @@ class TestTraining:
         assert trainer.evaluate()["eval_loss"] > 0
         assert trainer.predict(rows).predictions.shape == (4, len(CLASSNAMES))
         assert (tmp_path / "checkpoint-3" / "adapter_model.safetensors").is_file()
+
+    def test_transformers_trainer_divides_accumulated_losses(self, tmp_path, pixel_values):
+        rows = [{"pixel_values": pixels, "labels": k} for k, pixels in enumerate(pixel_values)]
+        contexts = []
+        for size, steps in ((4, 1), (1, 4)):
+            model = make_model()
+            args = TrainingArguments(
+                output_dir=str(tmp_path / str(size)),
+                report_to="none",
+                use_cpu=True,
+                max_steps=1,
+                optim="sgd",
+                learning_rate=0.1,
+                max_grad_norm=0,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                label_names=["labels"],
+            )
+            Trainer(model=model, args=args, train_dataset=rows).train()
+            contexts.append(model.prompt_layer.active_learner.ctx.detach())
+        torch.testing.assert_close(*contexts)
 
     def test_tensorboard(self, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -342,6 +417,8 @@ class TestCheckpoints:
         [
             ({}, [10, 15]),
             ({"save_total_limit": None}, [5, 10, 15]),
+            ({"save_total_limit": 3, "num_train_epochs": 5}, [15, 20, 25]),
+            ({"save_total_limit": 10}, [5, 10, 15]),
             ({"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2}, [8, 12]),
             ({"save_strategy": "no"}, []),
         ],
@@ -369,6 +446,28 @@ class TestCheckpoints:
             assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == expected
             assert trainer.state.losses == whole.state.losses
             assert trainer.state.log_history == whole.state.log_history
+
+    def test_going_back_to_an_earlier_checkpoint(self, tmp_path):
+        """The new run's checkpoints are the newest, whatever the old run's have for numbers."""
+        trained(tmp_path, save_total_limit=None, num_train_epochs=6)
+        back = {"resume_from_checkpoint": str(tmp_path / "checkpoint-5"), "learning_rate": 0.1}
+        new = trained(tmp_path, model=make_model(), **back, num_train_epochs=3)
+        assert {path.name for path in list_checkpoints(tmp_path)} == {"checkpoint-10", "checkpoint-15"}
+        again = trained(tmp_path, model=make_model(), resume_from_checkpoint="True", learning_rate=0.1)
+        assert torch.equal(context(again), context(new))
+
+    def test_a_checkpoint_elsewhere_does_not_overwrite_a_run(self, tmp_path):
+        trained(tmp_path / "a")
+        trained(tmp_path / "b")
+        with pytest.raises(ValueError, match=r"a' holds another run"):
+            trained(tmp_path / "a", resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-10"))
+        resumed = trained(tmp_path / "c", resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-10"))
+        assert resumed.state.global_step == 15
+
+    def test_results_without_checkpoints_are_not_overwritten_by_resuming(self, tmp_path):
+        trained(tmp_path, save_strategy="no").save_model()
+        with pytest.raises(ValueError, match="holds another run"):
+            trained(tmp_path, resume_from_checkpoint="True")
 
     def test_a_checkpoint_is_an_adapter(self, tmp_path):
         trainer = trained(tmp_path)
@@ -429,6 +528,16 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="was trained on other images"):
             trained(tmp_path, embeds_dataset(15), resume_from_checkpoint="True")
 
+    def test_another_method_is_refused(self, tmp_path):
+        trained(tmp_path)
+        with pytest.raises(ValueError, match="was trained by another method, COOP; this is COCOOP"):
+            trained(tmp_path, model=make_model(method="cocoop"), resume_from_checkpoint="True")
+
+    def test_another_optimizer_is_refused(self, tmp_path):
+        trained(tmp_path)
+        with pytest.raises(ValueError, match="was trained with optim='sgd', whose state is of no use to 'adam'"):
+            trained(tmp_path, optim="adam", resume_from_checkpoint="True")
+
     def test_another_recipe_is_warned_of(self, tmp_path, caplog):
         trained(tmp_path)
         trained(tmp_path, resume_from_checkpoint="True", learning_rate=0.01)
@@ -446,6 +555,45 @@ class TestCheckpoints:
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ValueError, match="damaged"):
             trained(tmp_path, resume_from_checkpoint="True")
+
+    @pytest.mark.parametrize("damage", ["{}", "run", "random.cpu", "momentum", "no config"])
+    def test_damaged_inside(self, tmp_path, damage):
+        trained(tmp_path)
+        checkpoint = list_checkpoints(tmp_path)[-1]
+        state, tensors = checkpoint / "trainer_state.json", checkpoint / "trainer_state.safetensors"
+        if damage == "no config":
+            (checkpoint / "adapter_config.json").unlink()
+        elif damage in ("random.cpu", "momentum"):
+            values = load_file(tensors)
+            if damage == "momentum":
+                values["optimizer.0.momentum_buffer"] = torch.zeros(1, 3)
+            else:
+                del values["random.cpu"]
+            save_file(values, tensors)
+        else:
+            state.write_text(json.dumps({**json.loads(state.read_text()), "run": None} if damage == "run" else {}))
+        with pytest.raises(ValueError, match=r"is damaged|has no adapter_config.json"):
+            trained(tmp_path, resume_from_checkpoint="True")
+
+    @pytest.mark.parametrize("save_strategy", ["epoch", "no"])
+    def test_an_update_that_spoils_the_prompt_is_not_saved(self, tmp_path, save_strategy):
+        """The loss of a step is measured before its update, so it does not tell."""
+        options = {"per_device_train_batch_size": 32, "warmup_epochs": 1, "save_strategy": save_strategy}
+        with pytest.raises(FloatingPointError, match=r"after step 2 |loss is nan at step 3"):
+            trained(tmp_path, learning_rate=1e30, **options)
+        if save_strategy == "epoch":
+            assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
+            assert trained(tmp_path, resume_from_checkpoint="True", **options).state.global_step == 3
+
+    def test_the_last_update_may_spoil_the_prompt_too(self, tmp_path):
+        with pytest.raises(FloatingPointError, match=r"after step 2 "):
+            trained(
+                tmp_path,
+                learning_rate=1e30,
+                per_device_train_batch_size=32,
+                num_train_epochs=2,
+                save_strategy="no",
+            )
 
     def test_a_loss_that_is_no_number_stops_at_its_step(self, tmp_path):
         data = embeds_dataset(8)

@@ -18,6 +18,18 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 LINEAR_PROBE_ITERATIONS = 1000
 
 
+def check_templates(templates: str | Sequence[str]) -> list[str]:
+    """The hand-written templates as a list.
+
+    Raises:
+        ValueError: no template, or one without `{}`.
+    """
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"templates need {{}} where the class name goes, got {templates}")
+    return templates
+
+
 @torch.no_grad()
 def template_embeddings(
     model: HFCoOp, templates: str | Sequence[str] = DEFAULT_TEMPLATE, batch_size: int = 256
@@ -35,9 +47,7 @@ def template_embeddings(
     Raises:
         ValueError: no template, or one without `{}`.
     """
-    templates = [templates] if isinstance(templates, str) else list(templates)
-    if not templates or any("{}" not in template for template in templates):
-        raise ValueError(f"templates need {{}} where the class name goes, got {templates}")
+    templates = check_templates(templates)
     names = [clean_classname(name) for name in model.classnames]
     prompts = [template.replace("{}", name) for template in templates for name in names]
     embeds = []

@@ -66,21 +66,35 @@ def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=written)
 
 
-def check_output_dir(output_dir: str | os.PathLike[str], resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds another run, unless it is resumed or told to be overwritten.
+def check_output_dir(
+    output_dir: str | os.PathLike[str], resume: str | os.PathLike[str] | bool | None, overwrite: bool
+) -> Path | None:
+    """Refuse a folder that holds another run, unless it is told to be overwritten.
+
+    Args:
+        output_dir: where the run is to write.
+        resume: `resume_from_checkpoint`.
+        overwrite (`bool`): whether what is there may be lost.
+
+    Returns:
+        The checkpoint to go on from, if any, as [`find_checkpoint`] gives it.
 
     Raises:
-        ValueError: it does, or it is a file.
+        ValueError: the folder holds a run that `resume` does not go on with, or is a file; or there is no checkpoint.
     """
     path = Path(output_dir)
     if path.is_file():
         raise ValueError(f"output_dir {str(output_dir)!r} is a file")
+    checkpoint = find_checkpoint(resume, str(output_dir))
     held = [name for name in RUN_FILES if (path / name).exists()] + [p.name for p in list_checkpoints(path)]
-    if held and not (resume or overwrite):
+    own = checkpoint is not None and checkpoint.resolve().parent == path.resolve()
+    if held and not (own or overwrite):
         raise ValueError(
             f"output_dir {str(output_dir)!r} holds another run ({', '.join(held[:4])}): choose another folder, go on "
-            "with that run by resume_from_checkpoint=True, or start anew by overwrite_output_dir=True"
+            "with that run by resume_from_checkpoint=True if it has checkpoints, or start anew by "
+            "overwrite_output_dir=True"
         )
+    return checkpoint
 
 
 def find_checkpoint(resume: str | os.PathLike[str] | bool | None, output_dir: str) -> Path | None:
@@ -185,7 +199,8 @@ def load_checkpoint(
     """
     try:
         fields = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        if lacking := sorted(asdict(TrainerState()).keys() - fields.keys()):
+        blank = asdict(TrainerState())
+        if lacking := [name for name in blank if type(fields.get(name)) is not type(blank[name])]:
             raise ValueError(f"{STATE_FILE} lacks {', '.join(lacking)}")
         state = TrainerState(**fields)
         tensors, weights = load_file(checkpoint / TENSORS_FILE), load_file(checkpoint / WEIGHTS_FILE)

@@ -27,7 +27,6 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from .checkpoints import (
     TrainerState,
     check_output_dir,
-    find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     random_states,
@@ -36,6 +35,7 @@ from .checkpoints import (
     set_random_states,
     wants_resume,
 )
+from .data.sources import broken_images
 from .evaluation import classification_metrics
 from .features import CachedImages, FreshCrops, encode_images, weights_fingerprint
 from .model_card import CardDetails
@@ -101,6 +101,7 @@ class CoOpTrainer:
             )
         model.to(self.accelerator.device)
         self.state = TrainerState()
+        self._readable: set[str] = set()  # data sets whose images have all been decoded once
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None) -> TrainOutput:
         """Train to the end; the model then holds the learned prompt.
@@ -122,8 +123,7 @@ class CoOpTrainer:
         if self.train_dataset is None:
             raise ValueError("no train_dataset was given to train on")
         resume = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        check_output_dir(args.output_dir, wants_resume(resume), args.overwrite_output_dir)
-        checkpoint = find_checkpoint(resume, args.output_dir)
+        checkpoint = check_output_dir(args.output_dir, resume, args.overwrite_output_dir)
         if self.accelerator.mixed_precision != args.mixed_precision:  # another trainer was made since
             self.accelerator = make_accelerator(args)
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
@@ -171,6 +171,7 @@ class CoOpTrainer:
             set_random_states(self.accelerator, extra)
         self.state.run = run
         self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
+        self.encode_datasets()
         if self.args.num_views is None:
             self._images: Any = FreshCrops(self.model, dataset, self.args.seed, self.args.dataloader_num_workers)
         else:
@@ -345,6 +346,22 @@ class CoOpTrainer:
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+
+    def encode_datasets(self) -> None:
+        """Encode the images that training and its evaluation read, so that a bad one is found before any step.
+
+        With fresh crops the training images are only decoded. What was done before costs nothing.
+
+        Raises:
+            ValueError: an image cannot be read; its path is named.
+        """
+        for dataset, views in ((self.train_dataset, self.args.num_views), (self.eval_dataset, 1)):
+            if dataset is not None and views is not None:
+                self.image_embeds(dataset, views)
+            elif dataset is not None and dataset._fingerprint not in self._readable:
+                if broken := broken_images(dataset):
+                    raise ValueError(next(iter(broken.values())))
+                self._readable.add(dataset._fingerprint)
 
     def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
         """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
