@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def save_checkpoint(
         weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         save_file({**_optimizer_tensors(optimizer), **extra}, folder / TENSORS_FILE)
-        (folder / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+        (folder / STATE_FILE).write_text(json.dumps(vars(state)), encoding="utf-8")
     return Path(output_dir) / f"checkpoint-{state.global_step}"
 
 
@@ -199,7 +199,7 @@ def load_checkpoint(
     """
     try:
         fields = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        blank = asdict(TrainerState())
+        blank = vars(TrainerState())
         if lacking := [name for name in blank if type(fields.get(name)) is not type(blank[name])]:
             raise ValueError(f"{STATE_FILE} lacks {', '.join(lacking)}")
         state = TrainerState(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class PromptLearner(nn.Module):
             text_model (`CLIPTextModel`): the tower.
             image_embeds: not used by CoOp, whose prompts do not depend on the image.
         """
-        parameters = (*self.parameters(), *text_model.parameters())
+        parameters = chain(self.parameters(), text_model.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self.encode(text_model)
         device_type = self.ctx.device.type
