@@ -10,7 +10,6 @@ options of train.py. Offline, on the embedded model and images: --model_name_or_
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from train import DataArguments, ModelArguments
-from transformers import HfArgumentParser, set_seed
+from train import DataArguments, ModelArguments, run_script
+from transformers import set_seed
 
 from hf_coop import CoCoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.adapter_files import staged_folder
@@ -165,14 +164,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     kinds = (BaseToNewArguments, ModelArguments, DataArguments, CoOpTrainingArguments)
-    parser = HfArgumentParser(kinds, description=__doc__)
-    try:
-        run(*parser.parse_args_into_dataclasses())
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    run_script(run, *kinds, description=__doc__)
 
 
 if __name__ == "__main__":

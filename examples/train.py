@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -134,10 +134,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
     return metrics
 
 
-def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, CoOpTrainingArguments), description=__doc__)
+def run_script(run: Callable[..., Any], *kinds: type, description: str | None) -> None:
+    """Run it with the command line's arguments; Ctrl-C and errors end in one line."""
     try:
-        train(*parser.parse_args_into_dataclasses())
+        run(*HfArgumentParser(kinds, description=description).parse_args_into_dataclasses())
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
         sys.exit(130)
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(train, ModelArguments, DataArguments, CoOpTrainingArguments, description=__doc__)

@@ -337,6 +337,10 @@ class TestDataSets:
         with pytest.raises(ValueError, match=f"no such file or folder: '{name}'"):
             load_image_splits(dataset_name=name)
 
+    def test_a_name_with_a_dot_is_no_file(self):
+        with pytest.raises(ValueError, match=r"cannot load the data set 'user/food-v1.1'"):
+            load_image_splits(dataset_name="user/food-v1.1")
+
     @pytest.mark.parametrize("kind", ["not parquet", "empty", "cut", "ragged"])
     def test_damaged_sets_are_named(self, tmp_path, kind):
         path = tmp_path / "set.parquet"

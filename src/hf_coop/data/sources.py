@@ -161,7 +161,8 @@ def _load_dataset_dict(
         from ..demo import load_digits_dataset
 
         return load_digits_dataset()
-    if not path.exists() and (path.suffix or os.fspath(name).startswith((".", "~")) or path.is_absolute()):
+    local = path.suffix == ".parquet" or os.fspath(name).startswith((".", "~")) or path.is_absolute()
+    if local and not path.exists():
         raise ValueError(f"no such file or folder: {os.fspath(name)!r}")
     try:
         if path.is_file() and path.suffix == ".parquet":
