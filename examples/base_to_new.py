@@ -24,7 +24,7 @@ from transformers import set_seed
 from hf_coop import CoCoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.adapter_files import staged_folder
 from hf_coop.baselines import check_templates, zero_shot_logits
-from hf_coop.checkpoints import check_output_dir
+from hf_coop.checkpoints import check_output_dir, list_checkpoints, wants_resume
 from hf_coop.data import few_shot_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
 
@@ -74,7 +74,10 @@ def method_arguments(
     args: CoOpTrainingArguments, settings: BaseToNewArguments, method: str, seed: int
 ) -> CoOpTrainingArguments:
     """The arguments of one run. CoCoOp takes the paper's batch of 1 in larger steps, at a rate in proportion."""
-    args = replace(args, seed=seed, output_dir=str(Path(args.output_dir, f"{method}-seed{seed}")))
+    folder = str(Path(args.output_dir, f"{method}-seed{seed}"))
+    # A run that is done but kept no checkpoint is done again when the others are resumed.
+    again = wants_resume(args.resume_from_checkpoint) and not list_checkpoints(folder)
+    args = replace(args, seed=seed, output_dir=folder, overwrite_output_dir=args.overwrite_output_dir or again)
     if method == "coop":
         return args
     return replace(
@@ -93,7 +96,7 @@ def run(
     CoCoOpConfig(**model_args.prompt_options())  # refuses CoOp's own options, which would not compare
     check_templates(data_args.zero_shot_template)
     for run_args in runs.values():
-        check_output_dir(run_args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+        check_output_dir(run_args.output_dir, run_args.resume_from_checkpoint, run_args.overwrite_output_dir)
     splits = replace(data_args, num_shots=0, subsample_classes="all").load(seed=0)
     if "test" not in splits:
         raise ValueError("no test images: give test_dir, or test_split of a data set that has one")

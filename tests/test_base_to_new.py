@@ -93,6 +93,18 @@ def test_learns_the_base_classes(folders, tmp_path, monkeypatch):
     assert mean["cocoop"]["base"] > mean["zero_shot"]["base"]
 
 
+def test_a_sweep_without_checkpoints_is_resumed_by_doing_it_again(folders, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    options = (f"--output_dir={output}", "--seeds", "1", "--num_train_epochs=1", "--cocoop_num_train_epochs=1")
+    run_here(monkeypatch, *folders, *options)
+    first = (output / "base_to_new.json").read_bytes()
+    for path in output.glob("base_to_new.*"):
+        path.unlink()
+    run_here(monkeypatch, *folders, *options, "--resume_from_checkpoint=True")
+    scores = [json.loads(content)["scores"] for content in (first, (output / "base_to_new.json").read_bytes())]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

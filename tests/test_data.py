@@ -166,6 +166,11 @@ class TestFolder:
         (folder / "bus" / "more").symlink_to(more / "more")
         assert class_counts(load_image_folder(folder))["bus"] == 5
 
+    @pytest.mark.parametrize("target", [".", "..", "../red_car"])
+    def test_links_back_are_not_followed(self, folder, target):
+        (folder / "bus" / "link").symlink_to(target)
+        assert class_counts(load_image_folder(folder)) == {"bus": 3, "red_car": 2, "train": 2}
+
     def test_the_folder_above_the_splits(self, tmp_path):
         image_folder(tmp_path, {"train/cat": 1, "test/cat": 1})
         with pytest.raises(ValueError, match=r"holds splits \(test, train\), not classes"):

@@ -280,6 +280,10 @@ class TestTraining:
         with pytest.raises(ValueError, match="report_to='swanlab' is unknown or not installed"):
             CoOpTrainer(make_model(), arguments(tmp_path, report_to=["swanlab"]), embeds_dataset())
 
+    def test_fresh_crops_of_features_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="image_views='online' makes crops of images, but train_dataset has"):
+            CoOpTrainer(make_model(), arguments(tmp_path, image_views="online"), embeds_dataset())
+
     @pytest.mark.parametrize("views", ["1", "online"])
     @pytest.mark.parametrize("split", ["train", "validation"])
     def test_a_broken_image_is_found_before_any_step(self, tmp_path, views, split):
@@ -463,6 +467,27 @@ class TestCheckpoints:
             trained(tmp_path / "a", resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-10"))
         resumed = trained(tmp_path / "c", resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-10"))
         assert resumed.state.global_step == 15
+
+    def test_overwriting_by_a_checkpoint_elsewhere_leaves_no_old_ones(self, tmp_path):
+        trained(tmp_path / "a", num_train_epochs=5)
+        trained(tmp_path / "b")
+        elsewhere = {"resume_from_checkpoint": str(tmp_path / "b" / "checkpoint-10"), "overwrite_output_dir": True}
+        trained(tmp_path / "a", **elsewhere)
+        assert [path.name for path in list_checkpoints(tmp_path / "a")] == ["checkpoint-15"]
+
+    def test_what_was_just_written_is_never_the_oldest(self, tmp_path):
+        """Even where a clock was wrong once."""
+        trained(tmp_path)
+        for checkpoint in list_checkpoints(tmp_path):
+            os.utime(checkpoint / "trainer_state.json", (4e9, 4e9))
+        trained(tmp_path, resume_from_checkpoint="True", num_train_epochs=4)
+        assert (tmp_path / "checkpoint-20").is_dir()
+
+    def test_a_linked_checkpoint(self, tmp_path):
+        whole = trained(tmp_path / "a")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "checkpoint-10").symlink_to(tmp_path / "a" / "checkpoint-10")
+        assert torch.equal(context(trained(tmp_path / "b", resume_from_checkpoint="True")), context(whole))
 
     def test_results_without_checkpoints_are_not_overwritten_by_resuming(self, tmp_path):
         trained(tmp_path, save_strategy="no").save_model()

@@ -87,14 +87,18 @@ def check_output_dir(
         raise ValueError(f"output_dir {str(output_dir)!r} is a file")
     checkpoint = find_checkpoint(resume, str(output_dir))
     held = [name for name in RUN_FILES if (path / name).exists()] + [p.name for p in list_checkpoints(path)]
-    own = checkpoint is not None and checkpoint.resolve().parent == path.resolve()
-    if held and not (own or overwrite):
+    if held and not (overwrite or lies_in(checkpoint, path)):
         raise ValueError(
             f"output_dir {str(output_dir)!r} holds another run ({', '.join(held[:4])}): choose another folder, go on "
             "with that run by resume_from_checkpoint=True if it has checkpoints, or start anew by "
             "overwrite_output_dir=True"
         )
     return checkpoint
+
+
+def lies_in(checkpoint: Path | None, output_dir: str | os.PathLike[str]) -> bool:
+    """Whether it is a checkpoint of the run in `output_dir`."""
+    return checkpoint is not None and checkpoint.parent.resolve() == Path(output_dir).resolve()
 
 
 def find_checkpoint(resume: str | os.PathLike[str] | bool | None, output_dir: str) -> Path | None:
@@ -163,9 +167,12 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_checkpoints(output_dir: str, keep: int | None = 0) -> None:
-    """Delete the oldest checkpoints but `keep` (None: all stay), and what an interrupted write has left behind."""
-    checkpoints = list_checkpoints(output_dir)
+def remove_checkpoints(output_dir: str, keep: int | None = 0, written: Path | None = None) -> None:
+    """Delete the oldest checkpoints but `keep` (None: all stay), and what an interrupted write has left behind.
+
+    The one just `written` is the newest, whatever the clock says.
+    """
+    checkpoints = sorted(list_checkpoints(output_dir), key=lambda path: path == written)
     for checkpoint in checkpoints[: max(0, len(checkpoints) - keep)] if keep is not None else []:
         _remove(checkpoint)
     for leftover in Path(output_dir).glob(".checkpoint-*"):

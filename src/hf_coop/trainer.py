@@ -27,13 +27,13 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from .checkpoints import (
     TrainerState,
     check_output_dir,
+    lies_in,
     list_checkpoints,
     load_checkpoint,
     random_states,
     remove_checkpoints,
     save_checkpoint,
     set_random_states,
-    wants_resume,
 )
 from .data.sources import broken_images
 from .evaluation import classification_metrics
@@ -93,6 +93,8 @@ class CoOpTrainer:
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 _check_dataset(dataset, name, model.classnames)
+        if train_dataset is not None and self.args.num_views is None and "image" not in train_dataset.column_names:
+            raise ValueError("image_views='online' makes crops of images, but train_dataset has image_embeds alone")
         self.accelerator = make_accelerator(self.args)
         if self.args.learn_temperature and not model.prompt_config.learn_temperature:
             model.prompt_config.learn_temperature = True
@@ -129,7 +131,7 @@ class CoOpTrainer:
         self.accelerator.wait_for_everyone()  # nobody writes before all have looked
         if self.accelerator.is_main_process:
             os.makedirs(args.output_dir, exist_ok=True)
-            remove_checkpoints(args.output_dir, keep=None if wants_resume(resume) else 0)
+            remove_checkpoints(args.output_dir, keep=None if lies_in(checkpoint, args.output_dir) else 0)
 
         self._start(checkpoint)
         first_step = self.state.global_step
@@ -306,8 +308,8 @@ class CoOpTrainer:
         self._check_prompt()
         extra = random_states(self.accelerator)
         if self.accelerator.is_main_process:
-            save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
-            remove_checkpoints(self.args.output_dir, keep=self.args.save_total_limit)
+            written = save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
+            remove_checkpoints(self.args.output_dir, keep=self.args.save_total_limit, written=written)
 
     def _must_stop(self) -> bool:
         """Whether Ctrl-C or SIGTERM came; several processes stop at the same update."""

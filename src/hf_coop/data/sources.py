@@ -124,9 +124,9 @@ def _images_by_class(root: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{str(root)!r} holds splits ({names}), not classes: give the folder of one of them")
     images: dict[str, list[Path]] = {}
     others: list[Path] = []
+    above = {path.resolve() for path in (root, *class_dirs)} | set(root.resolve().parents)
     for folder in class_dirs:
-        below = sorted(Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names)
-        visible = [path for path in below if not path.name.startswith(".")]
+        visible = [path for path in _files_below(folder, above) if not path.name.startswith(".")]
         images[folder.name] = [path for path in visible if path.suffix.lower() in extensions]
         others += [path for path in visible if path.suffix.lower() not in extensions]
     left_out = f"; these are no images by their names: {_some(others)}" if others else ""
@@ -137,6 +137,18 @@ def _images_by_class(root: Path) -> dict[str, list[Path]]:
     if others:
         logger.warning("%d files in %r are left out%s", len(others), str(root), left_out)
     return images
+
+
+def _files_below(folder: Path, seen: set[Path]) -> list[Path]:
+    """All files below, through links too, but not through those that lead to `seen` or where it has been."""
+    seen = {*seen}
+    files: list[Path] = []
+    for top, folders, names in os.walk(folder, followlinks=True):
+        files += [Path(top, name) for name in names]
+        new = {name: real for name in folders if (real := Path(top, name).resolve()) not in seen}
+        folders[:] = new
+        seen |= {*new.values()}
+    return sorted(files)
 
 
 def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:

@@ -78,9 +78,9 @@ class PromptLearner(nn.Module):
         return encode_prompts(text_model, self.layout, vectors[None])[0]
 
 
-def tensor_versions(module: nn.Module) -> list[tuple[int, int]]:
-    """What changes when a parameter of `module` is replaced or written to."""
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in module.parameters()]
+def tensor_versions(module: nn.Module) -> list[tuple[int, Any]]:
+    """What changes when a parameter of `module` is replaced or written to; always new for those of inference mode."""
+    return [(x.data_ptr(), object() if x.is_inference() else x._version) for x in module.parameters()]
 
 
 class CoOpLayer(nn.Module, BaseTunerLayer):
