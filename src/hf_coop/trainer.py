@@ -11,16 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
@@ -42,6 +37,7 @@ from .model_card import CardDetails
 from .modeling import HFCoOp
 from .progress import TrainingProgress
 from .training_args import CoOpTrainingArguments
+from .training_setup import make_accelerator, make_optimizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = Sequence[int]
-ENCODING_TIMEOUT = timedelta(hours=12)  # the other processes wait while the main one encodes the images
 STOP_CHECK_STEPS = 10  # processes agree on whether to stop at every tenth update
 RECIPE = (  # the arguments that decide what is learned
     *("learning_rate", "warmup_epochs", "warmup_learning_rate", "optim", "momentum", "weight_decay"),
@@ -440,41 +435,6 @@ class CoOpTrainer:
         name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
         options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
         return self.model.push_to_hub(name, **options)
-
-
-def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
-    """The Accelerator that `args` ask for.
-
-    Raises:
-        ValueError: it cannot be had: fp16 on a CPU, or a tracker that is not installed.
-    """
-    if missing := sorted(set(args.trackers) - {"all", *map(str, get_available_trackers())}):
-        raise ValueError(f"report_to={missing[0]!r} is unknown or not installed: install it, or choose another")
-    AcceleratorState._reset_state()  # of a trainer before, in a notebook or a sweep, as transformers.Trainer does
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=args.use_cpu,
-        log_with=args.trackers or None,
-        project_dir=args.output_dir,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT),
-        ],
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
-    return accelerator
-
-
-def make_optimizer(parameters: Sequence[nn.Parameter], args: CoOpTrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that `args.optim` names."""
-    if args.optim == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
-        )
-    kind = torch.optim.Adam if args.optim == "adam" else torch.optim.AdamW
-    betas = (args.adam_beta1, args.adam_beta2)
-    return kind(parameters, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay)
 
 
 def _check_dataset(dataset: Dataset, name: str, classnames: Sequence[str]) -> None:
