@@ -38,6 +38,7 @@ from .modeling import HFCoOp
 from .progress import TrainingProgress
 from .training_args import CoOpTrainingArguments
 from .training_setup import make_accelerator, make_optimizer
+from .tuners.coop.layer import tensor_versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,6 +100,7 @@ class CoOpTrainer:
         model.to(self.accelerator.device)
         self.state = TrainerState()
         self._readable: set[str] = set()  # data sets whose images have all been decoded once
+        self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None) -> TrainOutput:
         """Train to the end; the model then holds the learned prompt.
@@ -363,17 +365,23 @@ class CoOpTrainer:
     def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
         """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
 
-        One view is the processor's centre crop, several are random crops. The main process computes them.
+        One view is the processor's centre crop, several are random crops. The main process computes them. The trainer
+        keeps them, since finding them in the cache means hashing images and weights.
         """
-        with self.accelerator.main_process_first():
-            return encode_images(
-                self.model,
-                dataset,
-                views=views,
-                random=views > 1,
-                seed=self.args.seed,
-                batch_size=self.args.per_device_eval_batch_size,
-            )
+        key, clip = (dataset._fingerprint, views), self.model.clip
+        versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
+        if key not in self._embeds or self._embeds[key][0] != versions:
+            with self.accelerator.main_process_first():
+                embeds = encode_images(
+                    self.model,
+                    dataset,
+                    views=views,
+                    random=views > 1,
+                    seed=self.args.seed,
+                    batch_size=self.args.per_device_eval_batch_size,
+                )
+            self._embeds[key] = versions, embeds
+        return self._embeds[key][1]
 
     @torch.no_grad()
     def predict(self, dataset: Dataset) -> PredictionOutput:
