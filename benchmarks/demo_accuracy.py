@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from hf_coop.baselines import linear_probe, zero_shot_logits
 from hf_coop.demo import HAND_WRITTEN_TEMPLATES, load_digits_dataset
 from hf_coop.demo.run import RECIPE, few_shot, make_trainer
+from hf_coop.evaluation.baselines import linear_probe, zero_shot_logits
 
 METHODS = {
     "hand-written, best of all": None,

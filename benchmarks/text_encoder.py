@@ -5,7 +5,7 @@
 
 - "77 tokens": transformers' own text tower on every prompt padded to its 77 positions, as the published code does;
 - "cut at EOS": the same, padded to the longest prompt;
-- "shared prefix": `hf_coop.text_encoder.encode_prompts`.
+- "shared prefix": `hf_coop.encoding.text_encoder.encode_prompts`.
 
 Weights are random. The backward pass goes to the context vectors; the tower is frozen. The ways take turns, so that
 noise on the machine hits all alike, and the median counts. Each peak of memory is that of a process of its own, with
@@ -39,8 +39,8 @@ from rich.table import Table
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPTextConfig
 
-from hf_coop.prompts import PromptLayout, TokenizedClassnames
-from hf_coop.text_encoder import encode_prompts
+from hf_coop.encoding.prompts import PromptLayout, TokenizedClassnames
+from hf_coop.encoding.text_encoder import encode_prompts
 
 SOS, FILLER, STOP, EOS = 49406, 0, 269, 49407
 # Tokens of class names: the names of CoOp's 11 datasets have 1.9 words on average, with CLIP's BPE 1 to 2 tokens each.

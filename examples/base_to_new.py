@@ -22,11 +22,11 @@ from train import DataArguments, ModelArguments, run_script
 from transformers import set_seed
 
 from hf_coop import CoCoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
-from hf_coop.adapter_files import staged_folder
-from hf_coop.baselines import check_templates, zero_shot_logits
-from hf_coop.checkpoints import check_output_dir, list_checkpoints, wants_resume
 from hf_coop.data import few_shot_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
+from hf_coop.evaluation.baselines import check_templates, zero_shot_logits
+from hf_coop.hub.adapter_files import staged_folder
+from hf_coop.training.checkpoints import check_output_dir, list_checkpoints, wants_resume
 
 METHODS = {"zero_shot": "zero-shot", "coop": "CoOp", "cocoop": "CoCoOp"}
 SCORES = {"base": "base", "new": "new", "harmonic_mean": "H"}

@@ -20,14 +20,14 @@ from typing import Any
 from transformers import HfArgumentParser, set_seed
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
-from hf_coop.adapter_files import staged_folder
-from hf_coop.baselines import DEFAULT_TEMPLATE, check_templates, zero_shot_logits
-from hf_coop.checkpoints import check_output_dir
-from hf_coop.curves import plot_training_curves
 from hf_coop.data import few_shot_splits, load_image_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
-from hf_coop.evaluation import classification_metrics
-from hf_coop.model_card import METRICS
+from hf_coop.evaluation.baselines import DEFAULT_TEMPLATE, check_templates, zero_shot_logits
+from hf_coop.evaluation.figures import plot_training_curves
+from hf_coop.evaluation.metrics import classification_metrics
+from hf_coop.hub.adapter_files import staged_folder
+from hf_coop.hub.model_card import METRICS
+from hf_coop.training.checkpoints import check_output_dir
 
 
 @dataclass

@@ -98,7 +98,7 @@ def predict(
     from tqdm import tqdm
 
     from hf_coop import HFCoOp
-    from hf_coop.classify_files import classify_files, find_images
+    from hf_coop.serving.classify_files import classify_files, find_images
 
     broken = 0
     with _errors_as_messages():
@@ -122,7 +122,7 @@ def predict(
 @app.command()
 def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
     """Print what an adapter is, without loading CLIP."""
-    from hf_coop.adapter_files import describe_adapter
+    from hf_coop.hub.adapter_files import describe_adapter
 
     with _errors_as_messages():
         for name, value in describe_adapter(adapter, revision=revision, token=token).items():
@@ -142,7 +142,7 @@ def push(
     token: Token = None,
 ) -> None:
     """Check a saved prompt and push it to the Hub, in one commit."""
-    from hf_coop.adapter_files import push_folder
+    from hf_coop.hub.adapter_files import push_folder
 
     with _errors_as_messages():
         if not folder.is_dir():
@@ -172,8 +172,8 @@ def convert(
     token: Token = None,
 ) -> None:
     """Turn a checkpoint of the published CoOp or CoCoOp code into an adapter; nothing in it is executed."""
-    from hf_coop.convert import convert_checkpoint
     from hf_coop.data.sources import read_classnames
+    from hf_coop.hub.convert import convert_checkpoint
 
     with _errors_as_messages():
         names = read_classnames(classnames)

@@ -11,8 +11,8 @@ from .tuners.coop import CoOpConfig, CoOpModel
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .trainer import CoOpTrainer
-    from .training_args import CoOpTrainingArguments
+    from .training.arguments import CoOpTrainingArguments
+    from .training.trainer import CoOpTrainer
 
 __all__ = [
     "CoCoOpConfig",
@@ -29,11 +29,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Training is imported when it is asked for: using a prompt needs neither accelerate nor datasets (PEP 562)."""
     if name == "CoOpTrainer":
-        from .trainer import CoOpTrainer
+        from .training.trainer import CoOpTrainer
 
         return CoOpTrainer
     if name == "CoOpTrainingArguments":
-        from .training_args import CoOpTrainingArguments
+        from .training.arguments import CoOpTrainingArguments
 
         return CoOpTrainingArguments
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,10 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
-from .adapter_files import (
+from .data.images import load_images
+from .encoding.prompts import check_classnames
+from .evaluation.nearest_words import nearest_words
+from .hub.adapter_files import (
     CARD_FILE,
     CONFIG_FILE,
     fetch_adapter,
@@ -31,11 +34,8 @@ from .adapter_files import (
     read_adapter_config,
     staged_folder,
 )
-from .base_model import base_revision, check_adapter_config, load_clip, load_image_processor, load_tokenizer
-from .data.images import load_images
-from .interpret import nearest_words
-from .model_card import CardDetails, create_model_card
-from .prompts import check_classnames
+from .hub.base_model import base_revision, check_adapter_config, load_clip, load_image_processor, load_tokenizer
+from .hub.model_card import CardDetails, create_model_card
 from .tuners.coop import CoOpLayer, PromptConfig
 from .tuners.coop.layer import tensor_versions
 

@@ -1,9 +1,9 @@
 """Few-shot data: sampling, folders and Hub data sets, images."""
 
+from .crops import random_view
 from .few_shot import few_shot_indices, few_shot_splits, subsample_classes
 from .images import load_image, load_images
 from .sources import drop_broken_images, load_image_folder, load_image_splits, read_classnames, read_images
-from .transforms import random_view
 
 __all__ = [
     "drop_broken_images",

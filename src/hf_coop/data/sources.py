@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PILImage
 
+from ..encoding.prompts import check_classnames
 from ..errors import whole_message
-from ..prompts import check_classnames
 from .few_shot import class_counts
 from .images import load_image
 

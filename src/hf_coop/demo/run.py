@@ -14,11 +14,11 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from ..baselines import zero_shot_logits
 from ..data.few_shot import few_shot_indices
+from ..evaluation.baselines import zero_shot_logits
 from ..modeling import HFCoOp
-from ..trainer import CoOpTrainer
-from ..training_args import CoOpTrainingArguments
+from ..training.arguments import CoOpTrainingArguments
+from ..training.trainer import CoOpTrainer
 from . import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
 
 N_CTX = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...text_encoder import encode_prompts
+from ...encoding.text_encoder import encode_prompts
 from ..coop.layer import CoOpLayer, PromptLearner
 from .config import CoCoOpConfig
 

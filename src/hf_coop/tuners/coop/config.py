@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ...prompts import (
+from ...encoding.prompts import (
     CLASS_TOKEN_POSITIONS,
     PromptLayout,
     TokenizedClassnames,

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...text_encoder import encode_prompts
+from ...encoding.text_encoder import encode_prompts
 from .config import PromptConfig
 
 CTX_INIT_STD = 0.02

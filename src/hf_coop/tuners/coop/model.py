@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from ...base_model import base_revision, check_fits_model, load_tokenizer
+from ...hub.base_model import base_revision, check_fits_model, load_tokenizer
 from .config import PromptConfig
 from .layer import CoOpLayer
 

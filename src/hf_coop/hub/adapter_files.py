@@ -1,0 +1,288 @@
+"""Adapter files: fetched and checked before use, written whole or not at all, and pushed to the Hub."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download, is_offline_mode
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError, safe_open
+
+from ..errors import root_message
+from ..tuners.coop import PromptConfig
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+MAX_CONFIG_BYTES, MAX_MESSAGE = 32 * 2**20, 1000
+REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
+
+
+def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None, **hub: Any) -> str:
+    """The local folder of an adapter's files, downloaded if `model_id` is a repository.
+
+    Args:
+        model_id: a folder or a Hub repository.
+        subfolder: where in it the adapter lies.
+        hub: arguments of `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        ValueError: it has no `adapter_config.json` or no `adapter_model.safetensors`.
+        OSError: no such folder or repository, or it can be reached neither on the Hub nor in the cache.
+    """
+    if os.path.isdir(model_id):
+        folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
+        present = os.listdir(folder) if os.path.isdir(folder) else []
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if name not in present:
+                raise ValueError(_missing_file(name, folder, present))
+        return folder
+    path = _download(model_id, CONFIG_FILE, subfolder, hub)
+    _download(model_id, WEIGHTS_FILE, subfolder, hub)
+    with suppress(ValueError, OSError):  # the card is not needed
+        _download(model_id, CARD_FILE, subfolder, hub)
+    return os.path.dirname(path)
+
+
+def _download(model_id: str | os.PathLike[str], name: str, subfolder: str | None, hub: dict[str, Any]) -> str:
+    repo_id = os.fspath(model_id)
+    try:
+        return hf_hub_download(repo_id, name, subfolder=subfolder, **hub)
+    except LocalEntryNotFoundError as error:
+        offline = is_offline_mode() or hub.get("local_files_only")
+        state = "is switched off (offline mode or local_files_only)" if offline else "cannot be reached"
+        raise OSError(f"{repo_id!r} is no folder and not in the cache ({name}), and the Hub {state}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise OSError(
+            f"{repo_id!r} is neither a folder nor a repository on the Hub that you may read: check the name, and for "
+            "a private one log in (hf auth login) or pass token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"repository {repo_id!r} has no revision {hub.get('revision')!r}") from error
+    except EntryNotFoundError as error:
+        options = {name: hub.get(name) for name in ("revision", "token")}
+        in_repo = HfApi().list_repo_files(repo_id, **options)
+        prefix = f"{subfolder}/" if subfolder else ""
+        present = [file.removeprefix(prefix) for file in in_repo if file.startswith(prefix)]
+        raise ValueError(_missing_file(name, f"{repo_id}/{prefix}".rstrip("/"), present)) from error
+
+
+def _missing_file(name: str, where: str, present: list[str]) -> str:
+    message = f"no {name} in {where!r}"
+    pickled = [file for file in present if file.endswith((".bin", ".pt", ".pth"))]
+    if name == WEIGHTS_FILE and pickled:
+        return (
+            f"{message}, only {', '.join(pickled)}: pickled weights can run code and are not read. Ask the author to "
+            "save the adapter as safetensors (model.save_pretrained)"
+        )
+    return f"{message}: an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+
+
+def read_adapter_config(folder: str | os.PathLike[str]) -> PromptConfig:
+    """Read and check `adapter_config.json`, and the weights beside it as far as that can be done without a model.
+
+    Fields that this version does not know are left out with a warning.
+
+    Raises:
+        ValueError: naming the file and the value that is wrong.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if (size := os.path.getsize(path)) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path}: {size} bytes, an adapter config has at most {MAX_CONFIG_BYTES}")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        peft_type = content["peft_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no adapter config: {error!r}") from error
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type) if isinstance(peft_type, str) else None
+    if config_class is None or not issubclass(config_class, PromptConfig):
+        raise ValueError(f"{path}: peft_type is {peft_type!r:.80}; hf-coop loads COOP and COCOOP adapters")
+    known = {field.name for field in fields(config_class) if field.init}
+    if unknown := sorted(content.keys() - known):
+        names = ", ".join(f"{name!r:.40}" for name in unknown[:8])
+        warnings.warn(f"{path}: unknown fields are ignored (of a later version?): {names}", stacklevel=3)
+    with naming_file(path):
+        config = config_class(**{name: value for name, value in content.items() if name in known})
+        if not config.classnames:
+            raise ValueError("no classnames")
+        if config.n_ctx is None:
+            raise ValueError("no n_ctx")
+    weights = os.path.join(folder, WEIGHTS_FILE)
+    with naming_file(weights):
+        _check_weights(weights, config)
+    return config
+
+
+def describe_adapter(model_id: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
+    """What an adapter is, from its files alone: method, base model, context, classes, size.
+
+    Args:
+        model_id, hub: as in `fetch_adapter`.
+
+    Raises:
+        ValueError, OSError: as `fetch_adapter` and `read_adapter_config`.
+    """
+    folder = fetch_adapter(model_id, **hub)
+    config = read_adapter_config(folder)
+    weights = os.path.join(folder, WEIGHTS_FILE)
+    with safe_open(weights, framework="pt") as file:
+        values = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    base = config.base_model_name_or_path or "not recorded"
+    facts = {
+        "method": {"COOP": "CoOp", "COCOOP": "CoCoOp"}[str(config.peft_type)],
+        "base model": f"{base} at {config.revision}" if config.revision else base,
+        "context vectors": config.n_ctx,
+        "started from": config.ctx_init,
+        "class name": f"at the {getattr(config, 'class_token_position', 'end')}",
+        "class-specific": "yes" if getattr(config, "class_specific_context", False) else "no",
+        "temperature": "learned" if config.learn_temperature else "CLIP's",
+        "parameters": f"{values:,} ({os.path.getsize(weights):,} bytes)",
+        "written by": f"hf-coop {config.hf_coop_version}",
+        "classes": f"{len(config.classnames)}: {', '.join(config.classnames)}",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _check_weights(path: str, config: PromptConfig) -> None:
+    """Raise `ValueError` unless the context has the shape that `config` gives it and all values are finite."""
+    assert config.n_ctx is not None
+    expected = [config.n_ctx]
+    if getattr(config, "class_specific_context", False):
+        expected.insert(0, len(config.classnames))
+    try:
+        with safe_open(path, framework="pt") as file:
+            contexts = [name for name in file.keys() if name.split(".")[-1] == "ctx"]  # noqa: SIM118 - no mapping
+            if len(contexts) != 1:
+                raise ValueError(f"holds {len(contexts)} tensors named ctx, an adapter has one")
+            shape = file.get_slice(contexts[0]).get_shape()
+            if shape[:-1] != expected:
+                raise ValueError(
+                    f"{contexts[0]} has shape {shape}, but {CONFIG_FILE} makes it {[*expected, 'width of the tower']}"
+                )
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name} holds values that are not finite numbers")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"damaged or no safetensors file: {error}") from error
+
+
+@contextmanager
+def naming_file(path: str) -> Iterator[None]:
+    """Put `path` in front of what a `TypeError` or `ValueError` says, cut where long, and make it a `ValueError`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error!s:.{MAX_MESSAGE}}") from error
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    files: Sequence[str] = ADAPTER_FILES,
+    *,
+    commit_message: str = "Upload prompt with hf-coop",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
+
+    The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
+    of the repository.
+
+    Args:
+        folder: of `save_pretrained`.
+        repo_id (`str`): `user/name`; made if needed.
+        files (`Sequence[str]`): what to push, relative to `folder`; those that are missing are left out.
+        commit_message, commit_description, private, token, revision, create_pr: as in
+            `transformers.PreTrainedModel.push_to_hub`. `revision` is a branch, made if needed.
+
+    Raises:
+        ValueError: the folder holds no sound adapter.
+        OSError: the upload failed; nothing of it is on the Hub.
+    """
+    files = [name for name in files if os.path.isfile(os.path.join(folder, name))]
+    configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
+    for name in configs:
+        config = read_adapter_config(fetch_adapter(folder, os.path.dirname(name)))
+    if os.path.isdir(base := config.base_model_name_or_path or ""):
+        warnings.warn(
+            f"the base model {base!r} is a folder of this machine: others must pass base_model_name_or_path to load "
+            "the prompt",
+            stacklevel=2,
+        )
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        return api.create_commit(
+            url.repo_id,
+            [_addition(folder, name, url.repo_id) for name in files],
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # the client raises errors of many kinds
+        raise OSError(
+            f"cannot push to {repo_id!r}: {root_message(error)}. Nothing was committed, and local files are as they "
+            "were: check the connection and that your token may write there (hf auth login), then push again"
+        ) from error
+
+
+def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
+    content = Path(folder, name).read_bytes()
+    if name == CARD_FILE:
+        content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
+    return CommitOperationAdd(name.replace(os.sep, "/"), content)
+
+
+@contextmanager
+def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary folder beside `folder`; on success its files are moved into `folder`, each in one step.
+
+    Raises:
+        ValueError: `folder` is a file.
+        OSError: a file cannot be written.
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise ValueError(f"cannot save to {str(folder)!r}: it is a file, not a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield str(staging)
+        for path in sorted(staging.rglob("*")):
+            place = target / path.relative_to(staging)
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
+        raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,257 @@
+"""The model card: fills `model_card_template.md` with what is known of an adapter, as plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import reprlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import validate_repo_id
+
+from ..tuners.coop import PromptConfig
+from .adapter_files import REPO_PLACEHOLDER
+
+METRICS = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "macro_f1": "Macro F1",
+    "ece": "Expected calibration error",
+}
+CARD_DATA_KEY = "hf_coop"  # the card's metadata keep `CardDetails` under it
+MAX_CARD_BYTES = 32 * 2**20
+MAX_LISTED_CLASSES, FOLDED_FROM, EXAMPLES = 1000, 20, 6
+JOINERS = "\u200c\u200d"  # unprintable, but part of words in some scripts
+MARKUP = re.compile(r"([!-&(-+\-.:-@\[-`{-~])")  # all ASCII punctuation but ' , and /
+
+
+@dataclass
+class CardDetails:
+    """What a run knows of an adapter beyond its config. What is left out is not in the card.
+
+    Args:
+        dataset_name (`str`, *optional*): as people call it.
+        dataset_id (`str`, *optional*): its repository on the Hub.
+        split (`str`, *optional*): what was measured on.
+        shots (`int`, *optional*): training images a class.
+        seed (`int`, *optional*): of the run.
+        learned, zero_shot (`dict[str, float]`): metrics by name (`METRICS`; others are left out) of the learned prompt
+            and of CLIP with a hand-written one.
+        zero_shot_template (`str`, *optional*): the hand-written prompt.
+        training (`dict[str, str | int | float | bool]`): the recipe: learning rate, epochs, ….
+        license (`str`, *optional*): of the adapter, as the Hub spells it: "apache-2.0".
+
+    Raises:
+        TypeError: naming the value that has another type.
+    """
+
+    dataset_name: str | None = None
+    dataset_id: str | None = None
+    split: str | None = None
+    shots: int | None = None
+    seed: int | None = None
+    learned: dict[str, float] = field(default_factory=dict)
+    zero_shot: dict[str, float] = field(default_factory=dict)
+    zero_shot_template: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dataset_name", "dataset_id", "split", "zero_shot_template", "license"):
+            self._check(name, getattr(self, name), str)
+        for name in ("shots", "seed"):
+            self._check(name, getattr(self, name), int)
+        for name in ("learned", "zero_shot", "training"):
+            values = getattr(self, name)
+            if not isinstance(values, dict):
+                raise TypeError(f"{name} must map names to values, got {reprlib.repr(values)}")
+            for key, value in values.items():
+                self._check(f"a name in {name}", key, str)
+                self._check(f"{name}[{key!r}]", value, (str, bool, int, float) if name == "training" else (int, float))
+        for name in ("learned", "zero_shot"):
+            values = {key: float(value) for key, value in getattr(self, name).items() if key in METRICS}
+            setattr(self, name, {key: value for key, value in values.items() if math.isfinite(value)})
+
+    @staticmethod
+    def _check(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is {reprlib.repr(value)}, of type {type(value).__name__}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, in plain values, text on one line."""
+        known = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return json.loads(json.dumps(known), object_hook=_one_line_values) if known else {}
+
+    @classmethod
+    def from_card(cls, path: str | os.PathLike[str]) -> CardDetails:
+        """Read back what `create_model_card` has put into the metadata of a card; nothing where it has not.
+
+        The card may be a stranger's: what cannot be read is left out with a warning.
+        """
+        if not os.path.isfile(path) or os.path.getsize(path) > MAX_CARD_BYTES:
+            return cls()
+        try:
+            stored = (metadata_load(path) or {}).get(CARD_DATA_KEY) or {}
+            known = {field.name for field in fields(cls)}
+            return cls(**{name: value for name, value in stored.items() if name in known})
+        except Exception as error:  # YAML parsers raise errors of many kinds
+            warnings.warn(
+                f"{os.fspath(path)}: its metadata are not readable and left out ({error!r:.200})", stacklevel=2
+            )
+            return cls()
+
+
+def _one_line_values(values: dict[str, Any]) -> dict[str, Any]:
+    return {one_line(name): one_line(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def template_path() -> Path:
+    """`model_card_template.md`: inside the installed package, or at the root of the repository it is developed in."""
+    installed = Path(__file__).parents[1] / "model_card_template.md"
+    return installed if installed.exists() else Path(__file__).parents[3] / "model_card_template.md"
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, without characters that cannot be seen."""
+    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
+
+
+def plain_text(value: Any) -> str:
+    """Markdown that shows `value` as it is, on one line: no markup, HTML, link, formula or table cell in it."""
+    if isinstance(value, (int, float)):
+        return str(value)
+    return MARKUP.sub(r"\\\1", one_line(str(value)))
+
+
+def create_model_card(
+    config: PromptConfig,
+    details: CardDetails | None = None,
+    nearest_words: Sequence[Sequence[tuple[str, float]]] | None = None,
+) -> ModelCard:
+    """The card of an adapter.
+
+    Args:
+        config ([`CoOpConfig`] or [`CoCoOpConfig`]): of the adapter.
+        details ([`CardDetails`], *optional*): what a run has measured.
+        nearest_words (*optional*): of each context vector (`interpret.nearest_words`).
+    """
+    details = CardDetails(**(details or CardDetails()).to_dict())
+    names = [plain_text(name) for name in config.classnames]
+    base = config.base_model_name_or_path
+    return ModelCard.from_template(
+        card_data(config, details),
+        template_path=str(template_path()),
+        method=_method(config),
+        config=config,
+        repo_id=REPO_PLACEHOLDER,
+        base_model=plain_text(base) if base else None,
+        base_model_link=_hub_id(base),
+        base_model_code=json.dumps(os.fspath(base or "openai/clip-vit-base-patch16")),
+        revision_code=json.dumps(config.revision) if config.revision else None,
+        ctx_init=plain_text(config.ctx_init) if config.ctx_init else None,
+        class_specific_context=getattr(config, "class_specific_context", False),
+        class_token_position=getattr(config, "class_token_position", "end"),
+        classnames=names[:MAX_LISTED_CLASSES],
+        n_classes=len(names),
+        examples=names[:EXAMPLES],
+        folded=len(names) >= FOLDED_FROM,
+        results=_result_rows(details),
+        details={name: plain_text(value) for name, value in details.to_dict().items() if not isinstance(value, dict)},
+        training={plain_text(name): plain_text(value) for name, value in details.training.items()},
+        nearest_words=_word_rows(nearest_words or [], names, config),
+    )
+
+
+def card_data(config: PromptConfig, details: CardDetails) -> ModelCardData:
+    """The card's metadata (https://huggingface.co/docs/hub/model-cards)."""
+    method = _method(config)
+    base = _hub_id(config.base_model_name_or_path)
+    dataset = _hub_id(details.dataset_id)
+    kept = details.to_dict()
+    return ModelCardData(
+        library_name="peft",
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        pipeline_tag="zero-shot-image-classification",
+        tags=["hf-coop", method, "clip", "prompt-learning", "few-shot"],
+        datasets=[dataset] if dataset else None,
+        license=details.license,
+        model_name=f"{_label(config)} prompt for CLIP" if details.learned else None,
+        eval_results=_eval_results(details) or None,
+        **({CARD_DATA_KEY: kept} if kept else {}),
+    )
+
+
+def _eval_results(details: CardDetails) -> list[EvalResult]:
+    """One entry of the card's `model-index` for each metric of the learned prompt."""
+    name = details.dataset_name or details.dataset_id or "unnamed"
+    arguments = {"shots": details.shots, "seed": details.seed}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_hub_id(details.dataset_id)
+            or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+            or "unnamed",
+            dataset_name=name,
+            dataset_split=details.split,
+            dataset_args={key: value for key, value in arguments.items() if value is not None} or None,
+            metric_type="f1" if metric == "macro_f1" else metric,
+            metric_name=METRICS[metric],
+            metric_value=round(value, 6),
+        )
+        for metric, value in details.learned.items()
+    ]
+
+
+def _method(config: PromptConfig) -> str:
+    return str(config.peft_type).lower()
+
+
+def _label(config: PromptConfig) -> str:
+    return {"coop": "CoOp", "cocoop": "CoCoOp"}[_method(config)]
+
+
+def _hub_id(name: str | os.PathLike[str] | None) -> str | None:
+    """`name` if it can be a repository on the Hub and is no path here: all that the Hub takes in metadata."""
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(os.fspath(name))
+    except HFValidationError:
+        return None
+    return os.fspath(name)
+
+
+def _result_rows(details: CardDetails) -> list[dict[str, str]]:
+    """A row for each metric, the hand-written prompt's value beside the learned one's."""
+
+    def shown(values: Mapping[str, float], metric: str) -> str:
+        return "" if metric not in values else f"{values[metric]:.4f}" if metric == "ece" else f"{values[metric]:.2%}"
+
+    return [
+        {"metric": label, "zero_shot": shown(details.zero_shot, metric), "learned": shown(details.learned, metric)}
+        for metric, label in METRICS.items()
+        if metric in details.learned or metric in details.zero_shot
+    ]
+
+
+def _word_rows(
+    nearest_words: Sequence[Sequence[tuple[str, float]]], names: Sequence[str], config: PromptConfig
+) -> list[dict[str, Any]]:
+    assert config.n_ctx is not None or not nearest_words
+    rows = []
+    for number, words in enumerate(nearest_words):
+        owner, vector = divmod(number, config.n_ctx or 1)
+        of_class = f"{names[owner]}, " if getattr(config, "class_specific_context", False) else ""
+        cells = [f"{plain_text(word)} ({distance:.4f})" for word, distance in words]
+        rows.append({"vector": f"{of_class}{vector + 1}", "words": cells})
+    return rows

@@ -1,0 +1,1 @@
+"""Learned prompts put to work."""

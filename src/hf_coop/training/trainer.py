@@ -1,0 +1,487 @@
+"""`CoOpTrainer`: the training loop of learned prompts, on one process or several."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.trainer_utils import PredictionOutput, TrainOutput
+
+from ..data.features import CachedImages, FreshCrops, encode_images, weights_fingerprint
+from ..data.sources import broken_images
+from ..evaluation.metrics import classification_metrics
+from ..hub.model_card import CardDetails
+from ..modeling import HFCoOp
+from ..tuners.coop.layer import tensor_versions
+from .arguments import CoOpTrainingArguments
+from .checkpoints import (
+    TrainerState,
+    check_output_dir,
+    lies_in,
+    list_checkpoints,
+    load_checkpoint,
+    random_states,
+    remove_checkpoints,
+    save_checkpoint,
+    set_random_states,
+)
+from .optimizers import make_accelerator, make_optimizer
+from .progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+Batch = Sequence[int]
+STOP_CHECK_STEPS = 10  # processes agree on whether to stop at every tenth update
+RECIPE = (  # the arguments that decide what is learned
+    *("learning_rate", "warmup_epochs", "warmup_learning_rate", "optim", "momentum", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("image_views", "seed", "mixed_precision"),
+)
+
+
+class CoOpTrainer:
+    """Trains the prompt of an [`HFCoOp`] on labelled images (CoOp, arXiv 2109.01134, section 4.1).
+
+    The frozen image tower encodes each image (view) once, so a step costs the text side alone. The order of images is
+    a pure function of seed and epoch, and every image weighs the same however batches fall on processes: with the same
+    global batch, any number of processes computes the same, and a resumed run ends with the same bytes.
+
+    Args:
+        model ([`HFCoOp`]): what to train.
+        args ([`CoOpTrainingArguments`], *optional*): how.
+        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): with columns `image` (or `image_embeds`) and
+            `label`.
+        callbacks (`Sequence[Callable]`): called as `callback(trainer, row)` in every process after each epoch, with
+            the row of `trainer.state.log_history`.
+
+    Attributes:
+        state ([`TrainerState`]): position and measurements, of the last `train()`.
+
+    Raises:
+        ValueError: a data set lacks a column, or its labels do not fit the model's classes.
+    """
+
+    def __init__(
+        self,
+        model: HFCoOp,
+        args: CoOpTrainingArguments | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        callbacks: Sequence[Callable[[CoOpTrainer, dict[str, Any]], None]] = (),
+    ) -> None:
+        self.model, self.args, self.callbacks = model, args or CoOpTrainingArguments(), callbacks
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if dataset is not None:
+                _check_dataset(dataset, name, model.classnames)
+        if train_dataset is not None and self.args.num_views is None and "image" not in train_dataset.column_names:
+            raise ValueError("image_views='online' makes crops of images, but train_dataset has image_embeds alone")
+        self.accelerator = make_accelerator(self.args)
+        if self.args.learn_temperature and not model.prompt_config.learn_temperature:
+            model.prompt_config.learn_temperature = True
+            model.prompt_layer.active_learner.logit_scale = nn.Parameter(
+                model.clip.logit_scale.detach().float().clone()
+            )
+        model.to(self.accelerator.device)
+        self.state = TrainerState()
+        self._readable: set[str] = set()  # data sets whose images have all been decoded once
+        self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
+
+    def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None) -> TrainOutput:
+        """Train to the end; the model then holds the learned prompt.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the newest in `output_dir`, from the beginning if
+                there is none. Default: what the arguments say.
+
+        Returns:
+            `TrainOutput` with the number of updates, the mean loss of the last epoch, and `metrics`.
+
+        Raises:
+            ValueError: no training data, `output_dir` holds another run, or the checkpoint is of another one.
+            FloatingPointError: the loss is no longer a number; the step is named.
+            OSError: a checkpoint cannot be written; the one before is whole.
+            KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; a checkpoint was written first.
+        """
+        args, started = self.args, time.monotonic()
+        if self.train_dataset is None:
+            raise ValueError("no train_dataset was given to train on")
+        resume = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        checkpoint = check_output_dir(args.output_dir, resume, args.overwrite_output_dir)
+        if self.accelerator.mixed_precision != args.mixed_precision:  # another trainer was made since
+            self.accelerator = make_accelerator(args)
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        if self.accelerator.is_main_process:
+            os.makedirs(args.output_dir, exist_ok=True)
+            remove_checkpoints(args.output_dir, keep=None if lies_in(checkpoint, args.output_dir) else 0)
+
+        self._start(checkpoint)
+        first_step = self.state.global_step
+        try:
+            with self._progress_and_trackers(), _stop_on_signal() as self._stop_signal:
+                for epoch in range(self.state.epoch, self.num_train_epochs):
+                    self._train_epoch(epoch)
+                    self._end_epoch(epoch)
+                self._check_prompt()
+        finally:
+            self.model = self.accelerator.unwrap_model(self._parallel_model, keep_fp32_wrapper=False).eval()
+        self.model.card_details = CardDetails(seed=args.seed, training=self._recipe())
+        seconds = time.monotonic() - started
+        metrics = {
+            "train_runtime": seconds,
+            "train_steps_per_second": (self.state.global_step - first_step) / seconds,
+            "train_loss": self.state.log_history[-1]["loss"],
+            "train_accuracy": self.state.log_history[-1]["accuracy"],
+        }
+        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
+
+    def _start(self, checkpoint: Any) -> None:
+        """Model, optimizer, images and state, as at the beginning or as in a checkpoint."""
+        dataset, device = self.train_dataset, self.accelerator.device
+        assert dataset is not None
+        labels = torch.tensor(dataset["label"][:])
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._parallel_model, self.optimizer = self.accelerator.prepare(
+            self.model, make_optimizer(parameters, self.args)
+        )
+        self.state = TrainerState()
+        run = {
+            "base_model": weights_fingerprint(self.model.clip.vision_model, self.model.clip.text_model.base_layer),
+            "labels": labels.tolist(),
+            "arguments": {**self._recipe(), "train_images": dataset._fingerprint},
+        }
+        if checkpoint is not None:
+            self.state, extra = load_checkpoint(checkpoint, self.model, self.optimizer, run)
+            set_random_states(self.accelerator, extra)
+        self.state.run = run
+        self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
+        self.encode_datasets()
+        if self.args.num_views is None:
+            self._images: Any = FreshCrops(self.model, dataset, self.args.seed, self.args.dataloader_num_workers)
+        else:
+            embeds = self.image_embeds(dataset, self.args.num_views)
+            self._images = CachedImages(embeds.to(device), labels.to(device), self.args.seed)
+
+    def _recipe(self) -> dict[str, Any]:
+        """The settings that decide what is learned."""
+        settings = {name: getattr(self.args, name) for name in RECIPE}
+        return {**settings, "num_train_epochs": self.num_train_epochs, "train_batch_size": self.train_batch_size}
+
+    def _train_epoch(self, epoch: int) -> None:
+        self._parallel_model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.learning_rate_at(epoch, self.num_train_epochs)
+        updates = self.epoch_updates(epoch)[self.state.epoch_step :]
+        stream = self._images.batches(epoch, [self._own_rows(batch) for update in updates for batch in update])
+        for update in updates:
+            self._pending.append(self._update(update, stream))
+            self.state.epoch_step += 1
+            self.state.global_step += 1
+            self._progress.step(epoch + 1, self.state.global_step, self._pending[-1])
+            if self.args.save_strategy == "steps" and self.state.global_step % self.args.save_steps == 0:
+                self.save_checkpoint()
+            if self._must_stop():
+                self._stop()
+
+    def _update(self, update: Sequence[Batch], stream: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """One optimizer step on one batch or, with gradient accumulation, several; gives loss and accuracy `(2,)`."""
+        accelerator, images = self.accelerator, sum(map(len, update))
+        measured = torch.zeros(2, device=accelerator.device)
+        for number, (batch, inputs) in enumerate(zip(update, stream, strict=False), start=1):
+            own = len(batch[accelerator.process_index :: accelerator.num_processes])
+            # Processes average their gradients; so each image weighs 1 / images in the end.
+            weight = own * accelerator.num_processes / images
+            synchronise = nullcontext() if number == len(update) else accelerator.no_sync(self._parallel_model)
+            with synchronise:
+                output = self._parallel_model(**inputs)
+                accelerator.backward(output.loss * weight)
+            hits = (output.logits.argmax(-1) == inputs["labels"]).float().mean()
+            measured += weight * torch.stack([output.loss.detach(), hits])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return measured
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Log the epoch, and save it."""
+        self._read_measurements()
+        steps = self.state.epoch_step
+        row = {
+            "epoch": epoch + 1,
+            "step": self.state.global_step,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": float(np.mean(self.state.losses[-steps:])),
+            "accuracy": float(np.mean(self.state.accuracies[-steps:])),
+        }
+        if self.args.eval_strategy == "epoch" and self.eval_dataset is not None:
+            row["eval_accuracy"] = self.evaluate()["accuracy"]
+        self.state.log_history.append(row)
+        self.state.epoch, self.state.epoch_step = epoch + 1, 0
+        self._progress.epoch(row)
+        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        for callback in self.callbacks:
+            callback(self, row)
+        if self.args.save_strategy == "epoch":
+            self.save_checkpoint()
+
+    @property
+    def train_batch_size(self) -> int:
+        """Images of a batch over all processes."""
+        return self.args.per_device_train_batch_size * self.accelerator.num_processes
+
+    @cached_property
+    def num_train_epochs(self) -> int:
+        """The arguments', else the published number for as many images as the largest class has."""
+        assert self.train_dataset is not None
+        shots = max(Counter(self.train_dataset["label"][:]).values())
+        return self.args.num_train_epochs or self.model.prompt_config.default_num_train_epochs(shots)
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        """The order of the training images in an epoch, a pure function of seed and epoch. Override for another."""
+        assert self.train_dataset is not None
+        return np.random.default_rng([self.args.seed, epoch]).permutation(len(self.train_dataset)).tolist()
+
+    def epoch_updates(self, epoch: int) -> list[list[Batch]]:
+        """The batches of each update of an epoch, over all processes."""
+        order, size, group = self.epoch_order(epoch), self.train_batch_size, self.args.gradient_accumulation_steps
+        if self.args.dataloader_drop_last and len(order) > size:
+            order = order[: len(order) // size * size]
+        batches: list[Batch] = [order[start : start + size] for start in range(0, len(order), size)]
+        return [batches[start : start + group] for start in range(0, len(batches), group)]
+
+    def _own_rows(self, batch: Batch) -> Batch:
+        """This process's part of a batch; where there is none, one image, which will weigh nothing."""
+        return batch[self.accelerator.process_index :: self.accelerator.num_processes] or batch[:1]
+
+    def _read_measurements(self) -> None:
+        """Move what updates have measured into the state, the same in all processes.
+
+        Raises:
+            FloatingPointError: a loss is no finite number.
+        """
+        if not self._pending:
+            return
+        rows = self.accelerator.reduce(torch.stack(self._pending), "mean").tolist()
+        first = self.state.global_step - len(rows) + 1
+        self._pending = []
+        for step, (loss, accuracy) in enumerate(rows, start=first):
+            if not math.isfinite(loss):
+                raise FloatingPointError(self._not_finite(f"the loss is {loss} at step {step}"))
+            self.state.losses.append(loss)
+            self.state.accuracies.append(accuracy)
+
+    @torch.no_grad()
+    def _check_prompt(self) -> None:
+        """Raise `FloatingPointError` where the last update has spoilt the prompt; its loss is measured before it."""
+        image = torch.ones(1, self.model.clip.config.projection_dim, device=self.accelerator.device)
+        if not self._parallel_model(image_embeds=image).logits.isfinite().all():
+            raise FloatingPointError(
+                self._not_finite(f"the logits are not finite after step {self.state.global_step}")
+            )
+
+    def _not_finite(self, what: str) -> str:
+        kept = list_checkpoints(self.args.output_dir)
+        good = f"{kept[-1]} is the last good checkpoint" if kept else "no checkpoint was written before"
+        rate = self.optimizer.param_groups[0]["lr"]
+        return f"{what} (epoch {self.state.epoch + 1}): stopped; {good}. Try a learning_rate below {rate:g}"
+
+    def save_checkpoint(self) -> None:
+        """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
+        self._read_measurements()
+        self._check_prompt()
+        extra = random_states(self.accelerator)
+        if self.accelerator.is_main_process:
+            written = save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
+            remove_checkpoints(self.args.output_dir, keep=self.args.save_total_limit, written=written)
+
+    def _must_stop(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came; several processes stop at the same update."""
+        if self.accelerator.num_processes == 1:
+            return self._stop_signal.is_set()
+        if self.state.global_step % STOP_CHECK_STEPS:
+            return False
+        flag = torch.tensor(float(self._stop_signal.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _stop(self) -> None:
+        self.save_checkpoint()
+        raise KeyboardInterrupt(
+            f"stopped after step {self.state.global_step} (epoch {self.state.epoch + 1} of {self.num_train_epochs}); "
+            f"saved {os.path.join(self.args.output_dir, f'checkpoint-{self.state.global_step}')}. To go on, run the "
+            "same again with resume_from_checkpoint=True (--resume_from_checkpoint True)"
+        )
+
+    @contextmanager
+    def _progress_and_trackers(self) -> Iterator[None]:
+        state, visible = self.state, self.accelerator.is_main_process
+        left = (self.num_train_epochs - state.epoch) * len(self.epoch_updates(0)) - state.epoch_step
+        if self.args.trackers:
+            settings = {name: str(value) for name, value in self.args.to_dict().items()}
+            self.accelerator.init_trackers("hf_coop", config=settings)
+        progress = TrainingProgress(
+            epochs=self.num_train_epochs,
+            steps=state.global_step + left,
+            step=state.global_step,
+            live=not self.args.disable_tqdm,
+            visible=visible,
+        )
+        try:
+            with progress as self._progress:
+                yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def encode_datasets(self) -> None:
+        """Encode the images that training and its evaluation read, so that a bad one is found before any step.
+
+        With fresh crops the training images are only decoded. What was done before costs nothing.
+
+        Raises:
+            ValueError: an image cannot be read; its path is named.
+        """
+        for dataset, views in ((self.train_dataset, self.args.num_views), (self.eval_dataset, 1)):
+            if dataset is not None and views is not None:
+                self.image_embeds(dataset, views)
+            elif dataset is not None and dataset._fingerprint not in self._readable:
+                if broken := broken_images(dataset):
+                    raise ValueError(next(iter(broken.values())))
+                self._readable.add(dataset._fingerprint)
+
+    def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
+        """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
+
+        One view is the processor's centre crop, several are random crops. The main process computes them. The trainer
+        keeps them, since finding them in the cache means hashing images and weights.
+        """
+        key, clip = (dataset._fingerprint, views), self.model.clip
+        versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
+        if key not in self._embeds or self._embeds[key][0] != versions:
+            with self.accelerator.main_process_first():
+                embeds = encode_images(
+                    self.model,
+                    dataset,
+                    views=views,
+                    random=views > 1,
+                    seed=self.args.seed,
+                    batch_size=self.args.per_device_eval_batch_size,
+                )
+            self._embeds[key] = versions, embeds
+        return self._embeds[key][1]
+
+    @torch.no_grad()
+    def predict(self, dataset: Dataset) -> PredictionOutput:
+        """Logits `(N, K)`, labels `(N,)` and metrics of a data set; several processes share the work.
+
+        Raises:
+            ValueError: the data set lacks a column, or its labels do not fit the model's classes.
+        """
+        _check_dataset(dataset, "dataset", self.model.classnames)
+        embeds = self.image_embeds(dataset)[:, 0]
+        logits = self._logits(embeds).cpu().numpy()
+        labels = np.asarray(dataset["label"][:])
+        probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+        return PredictionOutput(logits, labels, classification_metrics(probabilities, labels, self.model.classnames))
+
+    def evaluate(self, dataset: Dataset | None = None) -> dict[str, Any]:
+        """Accuracy, top-5 accuracy, macro F1, per-class accuracy and expected calibration error.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): default: `eval_dataset`.
+
+        Returns:
+            What [`classification_metrics`] returns, over each image once.
+
+        Raises:
+            ValueError: no data set, or it does not fit.
+        """
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ValueError("no data set to evaluate on: pass one, or give the trainer an eval_dataset")
+        return self.predict(dataset).metrics
+
+    def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""
+        accelerator, size = self.accelerator, self.args.per_device_eval_batch_size
+        share = math.ceil(len(embeds) / accelerator.num_processes)
+        rows = torch.arange(share) + accelerator.process_index * share
+        own = embeds[rows.clamp(max=len(embeds) - 1)]  # the last share may run over the end, cut off below
+        was_training = self.model.training
+        self.model.eval()
+        batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
+        self.model.train(was_training)
+        return accelerator.gather(torch.cat(batches))[: len(embeds)]
+
+    def save_model(self, output_dir: str | os.PathLike[str] | None = None) -> None:
+        """Write the adapter and its card, by the main process, into `output_dir` (default: the arguments')."""
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def push_to_hub(self, **kwargs: Any) -> Any:
+        """Push the prompt to `hub_model_id`, or to a repository of `output_dir`'s name, by the main process.
+
+        Args:
+            kwargs: as in [`HFCoOp.push_to_hub`].
+        """
+        if not self.accelerator.is_main_process:
+            return None
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+        options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
+        return self.model.push_to_hub(name, **options)
+
+
+def _check_dataset(dataset: Dataset, name: str, classnames: Sequence[str]) -> None:
+    columns = dataset.column_names
+    if "label" not in columns or not {"image", "image_embeds"} & set(columns):
+        raise ValueError(f"{name} needs the columns 'image' and 'label'; it has {', '.join(columns)}")
+    if len(dataset) == 0:
+        raise ValueError(f"{name} has no images")
+    names = getattr(dataset.features["label"], "names", None)
+    for label, own in enumerate(names or []):
+        if own in classnames and classnames.index(own) != label:
+            raise ValueError(
+                f"{name} has other classes than the model: {own!r} is label {label} there and "
+                f"{classnames.index(own)} in the model"
+            )
+    if names is not None and len(names) != len(classnames):
+        raise ValueError(f"{name} has {len(names)} classes, the model has {len(classnames)}")
+    for row, label in enumerate(dataset["label"][:]):
+        if not isinstance(label, int) or not 0 <= label < len(classnames):
+            raise ValueError(
+                f"{name}: image {row} has the label {label!r}, but the model has {len(classnames)} classes"
+            )
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event set by Ctrl-C or SIGTERM, so that a step is finished first; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""Metrics, and the baselines that learned prompts are compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSNAMES
+from torch.nn import functional as F
+
+from hf_coop import HFCoOp
+from hf_coop.evaluation.baselines import linear_probe, template_embeddings, zero_shot_logits
+from hf_coop.evaluation.metrics import classification_metrics, expected_calibration_error
+
+NAMES = list("abcdefg")
+
+
+def one_hot_like(predicted: list[int], confidence: float = 0.7) -> np.ndarray:
+    scores = np.full((len(predicted), len(NAMES)), (1 - confidence) / (len(NAMES) - 1))
+    scores[np.arange(len(predicted)), predicted] = confidence
+    return scores
+
+
+class TestMetrics:
+    def test_by_hand(self):
+        # class a: 2 of 3 right, b: 1 of 1, c: 0 of 1 (taken for a); the others have no images
+        metrics = classification_metrics(one_hot_like([0, 0, 1, 1, 0]), [0, 0, 0, 1, 2], NAMES)
+        assert metrics["accuracy"] == pytest.approx(3 / 5)
+        assert metrics["per_class_accuracy"] == {"a": pytest.approx(2 / 3), "b": 1.0, "c": 0.0}
+        assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+        assert metrics["ece"] == pytest.approx(0.7 - 0.6)
+        assert metrics["num_samples"] == 5
+
+    def test_top5(self):
+        scores = np.array([[0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02]] * 3)
+        assert classification_metrics(scores, [4, 5, 0], NAMES)["top5_accuracy"] == pytest.approx(2 / 3)
+        assert classification_metrics(scores[:, :3], [2, 2, 1], NAMES[:3])["top5_accuracy"] == 1.0
+
+    def test_calibration_by_hand(self):
+        # two bins of 15: four samples at 0.95 with 2 right, two at 0.55 with 2 right
+        scores = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55]] * 2)
+        labels = np.array([0, 0, 1, 1, 1, 1])
+        assert expected_calibration_error(scores, labels) == pytest.approx((4 * 0.45 + 2 * 0.45) / 6)
+
+    def test_calibration_of_certainty(self):
+        assert expected_calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0
+        assert expected_calibration_error(np.array([[1.0, 0.0]]), np.array([1])) == 1
+
+    def test_no_samples(self):
+        with pytest.raises(ValueError, match="no samples"):
+            classification_metrics(np.zeros((0, 2)), [], NAMES[:2])
+
+
+class TestBaselines:
+    @pytest.fixture
+    def model(self, clip) -> HFCoOp:
+        return HFCoOp.from_clip(clip, CLASSNAMES, n_ctx=2)
+
+    def test_zero_shot_is_clips_own(self, model, tokenizer, pixel_values):
+        prompts = [f"a photo of a {name.replace('_', ' ')}." for name in CLASSNAMES]
+        with model.disable_adapter(), torch.no_grad():
+            tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+            expected = model.clip(pixel_values=pixel_values, **tokens).logits_per_image
+            embeds = model.clip.get_image_features(pixel_values=pixel_values).pooler_output
+        torch.testing.assert_close(zero_shot_logits(model, embeds), expected, rtol=1e-5, atol=1e-5)
+
+    def test_an_ensemble_averages_normalised_embeddings(self, model):
+        templates = ["a photo of a {}.", "art of the {}.", "{}"]
+        each = torch.stack([template_embeddings(model, template) for template in templates])
+        expected = F.normalize(each.mean(0), dim=-1)
+        torch.testing.assert_close(template_embeddings(model, templates, batch_size=4), expected)
+
+    @pytest.mark.parametrize("templates", ["a photo.", [], ["{}.", "none"]])
+    def test_templates_need_a_place_for_the_name(self, model, templates):
+        with pytest.raises(ValueError, match=r"templates need \{\}"):
+            template_embeddings(model, templates)
+
+    def test_linear_probe_tells_clusters_apart(self):
+        rng = np.random.default_rng(0)
+        labels = np.arange(30) % 3
+        embeds = np.eye(3)[labels] * 4 + rng.normal(size=(30, 3)) * 0.3
+        probabilities = linear_probe(embeds[:15], labels[:15], embeds[15:])
+        assert probabilities.shape == (15, 3)
+        assert (probabilities.argmax(1) == labels[15:]).all()

@@ -1,0 +1,289 @@
+"""`examples/train.py` as people run it: real processes, killed and resumed, one and two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PARITY
+from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_coop import HFCoOp
+from hf_coop.data import load_image_splits
+
+ROOT = Path(__file__).parents[2]
+TRAIN = str(ROOT / "examples" / "train.py")
+NAMES = ("cat", "red_bus", "tiger")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1", **extra}
+
+
+def command(output: Path, data: Path, *options: object) -> list[str]:
+    return [
+        *("--model_name_or_path", str(PARITY), "--train_dir", str(data / "train"), "--test_dir", str(data / "test")),
+        *("--output_dir", str(output), "--n_ctx", "2", "--num_shots", "4", "--per_device_train_batch_size", "4"),
+        *("--num_train_epochs", "30", "--learning_rate", "0.05", "--image_views", "2"),
+        *map(str, options),
+    ]
+
+
+def run(arguments: list[str], *launcher: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    launcher = launcher or (sys.executable, TRAIN)
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def adapter(output: Path) -> bytes:
+    return (output / "adapter_model.safetensors").read_bytes()
+
+
+def metrics(output: Path) -> dict:
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of flat colours with noise: five training images each, and eleven test images in all."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, counts in (("train", (5, 5, 5)), ("test", (4, 4, 3))):
+        for label, (name, count) in enumerate(zip(NAMES, counts, strict=True)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 90, (36, 40, 3))
+                pixels[..., label] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    run(command(output, data))
+    return output
+
+
+class TestOutput:
+    def test_files(self, whole):
+        names = {path.name for path in whole.iterdir()}
+        assert names == {
+            *("README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.json", "training_curves.png"),
+            *("checkpoint-87", "checkpoint-90"),
+        }
+        assert Image.open(whole / "training_curves.png").width > 600
+        assert HFCoOp.from_pretrained(whole).classnames == list(NAMES)
+
+    def test_metrics(self, whole):
+        found = metrics(whole)
+        assert found["zero_shot"]["num_samples"] == found["learned"]["num_samples"] == 11
+        assert found["learned"]["accuracy"] > max(0.8, found["zero_shot"]["accuracy"])
+        assert set(found["learned"]) >= {"accuracy", "top5_accuracy", "macro_f1", "ece", "per_class_accuracy"}
+        assert set(found["seconds"]) == {"loading", "features", "training", "evaluation"}
+        assert found["settings"]["data"]["num_shots"] == 4
+        assert found["settings"]["data"]["zero_shot_template"] == "a photo of a {}."
+        assert found["settings"]["training"]["learning_rate"] == 0.05
+
+    def test_the_script_is_short(self):
+        assert len(Path(TRAIN).read_text().splitlines()) < 150
+
+    def test_hf_coop_train_is_the_same_thing(self, data, tmp_path, whole):
+        out = tmp_path / "out"
+        run(command(out, data), sys.executable, "-m", "hf_coop_cli", "train")
+        assert adapter(out) == adapter(whole)
+        help_text = run(["--help"], sys.executable, "-m", "hf_coop_cli", "train").stdout
+        assert "--class_token_position" in help_text
+        assert "--gradient_accumulation_steps" in help_text
+
+    def test_demo_and_other_options(self, tmp_path):
+        """The embedded model and images, half of the classes, fresh crops, Adam, TensorBoard."""
+        options = "--model_name_or_path demo --dataset_name demo --num_shots 1 --subsample_classes new --n_ctx 3"
+        options += " --class_token_position middle --class_specific_context --image_views online --optim adam"
+        options += " --num_train_epochs 2 --report_to tensorboard --save_strategy no --learn_temperature True"
+        run([*options.split(), "--output_dir", str(tmp_path)])
+        assert metrics(tmp_path)["classnames"] == ["five", "six", "seven", "eight", "nine"]
+        weights = {
+            name.rsplit(".", 1)[1]: value for name, value in load_file(tmp_path / "adapter_model.safetensors").items()
+        }
+        assert weights["ctx"].shape[:2] == (5, 3)
+        assert "logit_scale" in weights
+        assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+    def test_the_card_names_the_split_that_was_measured(self, data, tmp_path):
+        """Many sets of the Hub have no labelled test split."""
+        loaded = load_image_splits(train_dir=data / "train", test_dir=data / "test")
+        renamed = {"train": loaded["train"], "validation": loaded["test"]}
+        DatasetDict({name: Dataset(rows.data, split=name) for name, rows in renamed.items()}).save_to_disk(
+            tmp_path / "set"
+        )
+        options = ["--model_name_or_path", PARITY, "--dataset_name", tmp_path / "set", "--num_train_epochs", "1"]
+        run([*map(str, options), "--save_strategy", "no", "--output_dir", str(tmp_path / "out")])
+        (entry,) = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()["model-index"]
+        assert {result["dataset"]["split"] for result in entry["results"]} == {"validation"}
+
+
+class TestInterruption:
+    def test_killed_at_any_moment_and_resumed(self, data, tmp_path, whole):
+        """SIGKILL while checkpoints are written at each step, again and again, until a run comes through."""
+        out, kills, step = tmp_path / "out", 0, 0
+        arguments = command(out, data, "--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 1)
+        resume = [*arguments, "--resume_from_checkpoint", "True"]
+        for target in (1, 25, 60):
+            process = subprocess.Popen(
+                [sys.executable, TRAIN, *resume], env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL
+            )
+            while process.poll() is None and step < target:
+                steps = [
+                    int(path.name.split("-")[1]) for path in out.glob("checkpoint-*") if not path.name.endswith("old")
+                ]
+                step = max(steps, default=0)
+                time.sleep(0.001)
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
+        assert kills >= 2
+        assert not (out / "adapter_model.safetensors").exists()
+        run(resume)
+        assert adapter(out) == adapter(whole)
+        assert not list(out.glob(".*"))
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_ctrl_c_saves_and_says_how_to_go_on(self, data, tmp_path, whole, number):
+        out = tmp_path / "out"
+        arguments = command(out, data, "--save_strategy", "epoch")
+        process = subprocess.Popen(
+            [sys.executable, TRAIN, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None and not list(out.glob("checkpoint-*")):
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, message = process.communicate()
+        assert process.returncode == 130
+        assert "Traceback" not in message
+        assert "stopped after step " in message
+        assert "--resume_from_checkpoint True" in message
+        run([*arguments, "--resume_from_checkpoint", "True"])
+        assert adapter(out) == adapter(whole)
+
+    def test_ctrl_c_while_images_are_encoded(self, tmp_path):
+        options = "--model_name_or_path demo --dataset_name demo --num_shots 0 --image_views 99 --output_dir"
+        process = subprocess.Popen(
+            [sys.executable, TRAIN, *options.split(), str(tmp_path / "out")],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
+        )
+        assert process.stderr is not None
+        seen = ""
+        while "Encoding images" not in seen:
+            assert process.poll() is None
+            seen += process.stderr.read(20)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert errors.strip().endswith("stopped; to go on, run it again with --resume_from_checkpoint True")
+
+
+class TestTwoProcesses:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def launched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Batches of 4 + 1 images here and of 2 + 2, 1 + 0 images there."""
+        root = tmp_path_factory.mktemp("launched")
+        options = ("--num_shots", 3, "--dataloader_drop_last", "False", "--num_train_epochs", 10)
+        run(command(root / "one", data, *options))
+        # With --cpu, accelerate leaves starting more than one process to MPI; --multi_gpu starts them itself, and
+        # ACCELERATE_USE_CPU keeps them on CPUs.
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--main_process_port", "0", TRAIN]
+        two = command(root / "two", data, *options, "--per_device_train_batch_size", 2)
+        done = run(two, *launcher)
+        (root / "stdout").write_text(done.stdout)
+        return root
+
+    def test_the_same_result_as_one(self, launched):
+        one, two = (load_file(launched / name / "adapter_model.safetensors") for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            np.testing.assert_allclose(two[name], value, rtol=1e-5, atol=1e-5)
+
+    def test_evaluation_counts_each_image_once(self, launched):
+        one, two = metrics(launched / "one"), metrics(launched / "two")
+        for name in ("zero_shot", "learned"):
+            assert two[name]["num_samples"] == 11
+            assert two[name]["per_class_accuracy"] == one[name]["per_class_accuracy"]
+        assert two["training"]["train_loss"] == pytest.approx(one["training"]["train_loss"], rel=1e-5)
+
+    def test_only_the_main_process_speaks(self, launched):
+        assert (launched / "stdout").read_text().count("learned accuracy:") == 1
+
+
+class TestBadInput:
+    """What goes wrong stops with one line, before any training."""
+
+    @pytest.fixture
+    def refused(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        """Runs the script, in this process to save time, and gives the error it ends with."""
+
+        def refused(*arguments: object) -> str:
+            monkeypatch.setattr(sys, "argv", [TRAIN, *map(str, arguments)])
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(TRAIN, run_name="__main__")
+            assert "epoch 1" not in capsys.readouterr().out
+            return str(stop.value.code)
+
+        return refused
+
+    def test_a_broken_test_image_is_found_before_training_and_can_be_skipped(self, refused, data, tmp_path):
+        broken = tmp_path / "data"
+        shutil.copytree(data, broken)
+        path = broken / "test" / "cat" / "0.png"
+        path.write_bytes(path.read_bytes()[:300])
+        message = refused(*command(tmp_path / "out", broken))
+        assert message.startswith("error: cannot read")
+        assert str(path) in message
+        assert not (tmp_path / "out").exists()
+        done = run(command(tmp_path / "out", broken, "--skip_broken_images", "--num_train_epochs", 2))
+        assert "1 of 11 test images skipped" in done.stderr
+        assert metrics(tmp_path / "out")["learned"]["num_samples"] == 10
+
+    def test_one_line_each(self, refused, data, tmp_path, whole):
+        assert "holds another run" in refused(*command(whole, data))
+        assert "say where the images are" in refused("--output_dir", tmp_path / "out")
+        long = tmp_path / "names.txt"
+        long.write_text("cat\nbus\n" + "very " * 80 + "long\n")
+        out = tmp_path / "out"
+        assert "the text tower has 77" in refused(*command(out, data, "--classnames_file", long))
+        assert "num_shots" in refused(*command(out, data, "--num_shots", -1))
+        assert "templates need {}" in refused(*command(out, data, "--zero_shot_template", "a photo"))
+        assert "is no checkpoint" in refused(*command(out, data, "--resume_from_checkpoint", tmp_path))
+        assert "\n" not in refused(*command(out, data, "--model_name_or_path", "no/model"))
+        assert not out.exists()
+
+    def test_a_full_disk_at_the_last_save_is_named(self, data, tmp_path):
+        """A limit on the size of files makes a larger write fail, as a full disk does: here that of the curves."""
+        out = tmp_path / "out"
+        limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        limit += "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+        arguments = command(out, data, "--save_strategy", "no", "--num_train_epochs", 1)
+        done = run(arguments, sys.executable, "-c", limit, TRAIN, check=False)
+        assert done.returncode == 1
+        assert f"error: cannot write to '{out}': [Errno 27] File too large" in done.stderr
+        assert {path.name for path in tmp_path.iterdir()} == {"out"}

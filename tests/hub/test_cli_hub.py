@@ -1,0 +1,177 @@
+"""`hf-coop push, info, predict, convert` against the Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from conftest import CLASSNAMES, PARITY
+from loopback_hub import HubServer
+from PIL import Image
+from test_convert import CLASSNAMES as PUBLISHED_CLASSNAMES
+from test_convert import COOP
+from typer.testing import CliRunner
+
+from hf_coop import HFCoOp
+from hf_coop.hub.model_card import CardDetails
+from hf_coop_cli import app
+
+TRAIN = Path(__file__).parents[2] / "examples" / "train.py"
+CLI = ("-m", "hf_coop_cli")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        server.add("tester/tiny-clip", PARITY)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved prompt whose base model is on the Hub, in a folder with other files."""
+    folder = tmp_path_factory.mktemp("adapter") / "flowers"
+    model = HFCoOp.from_clip(PARITY, CLASSNAMES, n_ctx=4)
+    model.prompt_config.base_model_name_or_path = "tester/tiny-clip"
+    model.save_pretrained(folder)
+    (folder / "metrics.json").write_text("{}")
+    (folder / "checkpoint-3").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pushed(hub: HubServer, home: Path, adapter: Path) -> subprocess.CompletedProcess:
+    return hub.run(
+        home, *CLI, "push", str(adapter), "tester/flowers", "--private", "--commit_message", "From the shell"
+    )
+
+
+def run_here(*arguments: object) -> Result:
+    """The command in this process, which spares the imports."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, images: list[Image.Image]) -> Path:
+    """`a.png`, `deep/b.jpg`, a broken `deep/c.png` and a text."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    images[0].save(folder / "a.png")
+    images[1].save(folder / "deep" / "b.jpg")
+    (folder / "deep" / "c.png").write_bytes(b"\x89PNG broken")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_push(hub, pushed, adapter):
+    assert pushed.returncode == 0, pushed.stderr
+    repo = hub.repos["tester/flowers"]
+    assert repo.private
+    assert [row["summary"] for row in repo.log] == ["initial commit", "From the shell"]
+    names = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert set(repo.files()) == names
+    assert pushed.stdout.split() == [f"{hub.endpoint}/tester/flowers/commit/{repo.branches['main']}"]
+
+
+def test_push_checks_first(hub, tmp_path):
+    hub.calls.clear()
+    done = run_here("push", tmp_path, "tester/nothing")
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: no adapter_config.json in {str(tmp_path)!r}")
+    assert hub.calls == []
+
+
+def test_info_downloads_the_adapter_alone(hub, pushed, home):
+    hub.calls.clear()
+    done = hub.run(home, *CLI, "info", "tester/flowers")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith(("base", "c")))
+    assert lines["method"] == "CoOp"
+    assert f"5: {', '.join(CLASSNAMES)}" in done.stdout
+    assert "tester/tiny-clip" in done.stdout
+    assert not [call for call in hub.calls if "tiny-clip" in call]
+
+
+def test_predict_goes_on_past_a_broken_image(hub, pushed, home, pictures):
+    places = [str(pictures), str(pictures / "deep" / "*.jpg")]
+    done = hub.run(home, *CLI, "predict", "tester/flowers", *places, "--json", "--top_k", "2", "--batch_size", "2")
+    assert done.returncode == 1
+    rows = {Path(row["image"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert list(rows) == ["a.png", "b.jpg", "c.png"]
+    assert "cannot read" in rows["c.png"]["error"]
+    assert "1 of 3 images could not be read" in done.stderr
+    expected = HFCoOp.from_pretrained(hub.repos["tester/flowers"].resolve("main"), PARITY).predict(
+        [pictures / "a.png", pictures / "deep" / "b.jpg"], top_k=2
+    )
+    for name, row in zip(("a.png", "b.jpg"), expected, strict=True):
+        assert [(p["label"], pytest.approx(p["score"], rel=1e-5)) for p in row] == [
+            (p["label"], p["score"]) for p in rows[name]["predictions"]
+        ]
+
+
+def test_predict_from_a_folder_as_text(adapter, pictures):
+    done = run_here("predict", adapter, pictures / "a.png", "--base_model_name_or_path", PARITY)
+    assert done.exit_code == 0, done.output
+    path, scores = done.stdout.strip().split(": ")
+    assert path == str(pictures / "a.png")
+    assert len(scores.split(", ")) == 5
+    assert scores.endswith("%")
+
+
+def test_predict_says_what_is_missing_before_it_loads():
+    done = run_here("predict", "tester/nothing", "nothing/*.png")
+    assert done.exit_code == 1
+    assert done.output.strip() == "error: no such file, folder or match of a pattern: 'nothing/*.png'"
+
+
+def test_a_terminal_obeys_no_class_name(adapter, tmp_path):
+    hostile = shutil.copytree(adapter, tmp_path / "hostile")
+    config = json.loads((hostile / "adapter_config.json").read_text())
+    config["classnames"][0] = "\x1b[2J\x07cat"
+    (hostile / "adapter_config.json").write_text(json.dumps(config))
+    done = run_here("info", hostile)
+    assert done.exit_code == 0
+    assert "\x1b" not in done.stdout
+    assert "cat, Tiger_Cat" in done.stdout
+
+
+def test_convert(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(PUBLISHED_CLASSNAMES) + "\n")
+    options = ["--model_name_or_path", PARITY, "--classnames_file", names]
+    done = run_here("convert", COOP, tmp_path / "out", *options, "--class_token_position", "end")
+    assert done.exit_code == 0, done.output
+    assert HFCoOp.from_pretrained(tmp_path / "out").classnames == PUBLISHED_CLASSNAMES
+
+
+def test_convert_refuses_a_wrong_order(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(reversed(PUBLISHED_CLASSNAMES)) + "\n")
+    done = run_here("convert", COOP, tmp_path / "out", "--model_name_or_path", PARITY, "--classnames_file", names)
+    assert done.exit_code == 1
+    assert f"error: class 0 is not {PUBLISHED_CLASSNAMES[-1]!r} in the checkpoint" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_pushes_what_it_measured(hub, home, tmp_path):
+    options = ["--model_name_or_path", "tester/tiny-clip", "--dataset_name", "demo", "--num_shots", "1"]
+    options += ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1", "--use_cpu", "True"]
+    done = hub.run(home, str(TRAIN), *options, "--push_to_hub", "True", "--hub_model_id", "tester/digits")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    files = hub.repos["tester/digits"].files()
+    details = CardDetails.from_card(files["README.md"])
+    assert details.learned["accuracy"] == metrics["learned"]["accuracy"]
+    assert details.zero_shot["accuracy"] == metrics["zero_shot"]["accuracy"]
+    assert (details.dataset_name, details.split, details.shots, details.seed) == ("demo", "test", 1, 1)
+    assert details.training["num_train_epochs"] == 1
