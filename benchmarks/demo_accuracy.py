@@ -18,8 +18,8 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from hf_coop.demo import HAND_WRITTEN_TEMPLATES, load_digits_dataset
-from hf_coop.demo.run import RECIPE, few_shot, make_trainer
-from hf_coop.evaluation.baselines import linear_probe, zero_shot_logits
+from hf_coop.evaluation import linear_probe
+from hf_coop.experiments.demo import RECIPE, few_shot, make_trainer
 
 METHODS = {
     "hand-written, best of all": None,
@@ -47,7 +47,7 @@ def measure(shots: int, seed: int, on: str) -> dict[str, float]:
                 result[name] = trainer.predict(test).metrics["accuracy"]
         test_embeds, train_embeds = (F.normalize(trainer.image_embeds(split)[:, 0], dim=-1) for split in (test, train))
         by_template = [
-            zero_shot_logits(trainer.model, test_embeds, template).argmax(-1).numpy() == labels
+            trainer.model.zero_shot_logits(test_embeds, template).argmax(-1).numpy() == labels
             for template in HAND_WRITTEN_TEMPLATES
         ]
         result["hand-written, best of all"] = float(max(hits.mean() for hits in by_template))

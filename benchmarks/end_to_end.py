@@ -27,7 +27,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from hf_coop.demo import CLASSNAMES, DEMO_CLIP
-from hf_coop.encoding.prompts import tokenize_classnames
+from hf_coop.encoding import tokenize_classnames
 
 
 def write_images(root: Path, names: Sequence[str], per_class: int, seed: int) -> None:

@@ -39,8 +39,8 @@ from rich.table import Table
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPTextConfig
 
+from hf_coop.encoding import encode_prompts
 from hf_coop.encoding.prompts import PromptLayout, TokenizedClassnames
-from hf_coop.encoding.text_encoder import encode_prompts
 
 SOS, FILLER, STOP, EOS = 49406, 0, 269, 49407
 # Tokens of class names: the names of CoOp's 11 datasets have 1.9 words on average, with CLIP's BPE 1 to 2 tokens each.

@@ -22,12 +22,12 @@ from transformers import HfArgumentParser, set_seed
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.data import few_shot_splits, load_image_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
-from hf_coop.evaluation.baselines import DEFAULT_TEMPLATE, check_templates, zero_shot_logits
-from hf_coop.evaluation.figures import plot_training_curves
-from hf_coop.evaluation.metrics import classification_metrics
-from hf_coop.hub.adapter_files import staged_folder
-from hf_coop.hub.model_card import METRICS
-from hf_coop.training.checkpoints import check_output_dir
+from hf_coop.encoding import DEFAULT_TEMPLATE, check_templates
+from hf_coop.evaluation import classification_metrics, plot_training_curves
+from hf_coop.files import staged_folder
+from hf_coop.hub import METRICS
+from hf_coop.training import check_output_dir
+from hf_coop.tuners import make_prompt_arguments, prompt_options
 
 
 @dataclass
@@ -36,16 +36,9 @@ class ModelArguments:
         default="openai/clip-vit-base-patch16", metadata={"help": "CLIP on the Hub or in a folder; demo: embedded."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    method: str = field(default="coop", metadata={"help": "coop or cocoop."})
-    n_ctx: int | None = field(default=None, metadata={"help": "Context vectors; default: the method's."})
-    ctx_init: str | None = field(default=None, metadata={"help": "Words to start from, 'a photo of a'."})
-    class_token_position: str | None = field(default=None, metadata={"help": "end, middle or front."})
-    class_specific_context: bool = field(default=False, metadata={"help": "Learn one context for each class."})
 
-    def prompt_options(self) -> dict[str, Any]:
-        """What was asked for; the method has defaults for the rest, and says which options it does not have."""
-        names = ("n_ctx", "ctx_init", "class_token_position", "class_specific_context")
-        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
+
+PromptArguments = make_prompt_arguments()  # method, n_ctx, ctx_init, …: the options of all methods
 
 
 @dataclass
@@ -80,7 +73,9 @@ class DataArguments:
         return {**facts, "shots": self.num_shots or None, "zero_shot_template": self.zero_shot_template}
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTrainingArguments) -> dict[str, Any]:
+def train(
+    model_args: ModelArguments, prompt_args: Any, data_args: DataArguments, args: CoOpTrainingArguments
+) -> dict[str, Any]:
     """Load, sample, train, evaluate, save; returns what `metrics.json` holds."""
     seconds: dict[str, float] = {}
 
@@ -97,16 +92,17 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
         splits = data_args.load(args.seed)
         classnames = splits["train"].features["label"].names
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
-        options = {"revision": model_args.model_revision, **model_args.prompt_options()}
-        model = HFCoOp.from_clip(path, classnames, model_args.method, **options)
+        options = {"revision": model_args.model_revision, **prompt_options(prompt_args)}
+        model = HFCoOp.from_clip(path, classnames, prompt_args.method, **options)
     test = splits.get("test")
     trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
     scores: dict[str, Any] = {}
     with phase("features"):
         trainer.encode_datasets()
         if test is not None:
-            logits = zero_shot_logits(model, trainer.image_embeds(test)[:, 0], data_args.zero_shot_template)
-            scores["zero_shot"] = classification_metrics(logits.softmax(-1).numpy(), test["label"][:], classnames)
+            logits = model.zero_shot_logits(trainer.image_embeds(test)[:, 0], data_args.zero_shot_template)
+            guesses = logits.softmax(-1).cpu().numpy()
+            scores["zero_shot"] = classification_metrics(guesses, test["label"][:], classnames)
     with phase("training"):
         scores["training"] = trainer.train().metrics
     with phase("evaluation"):
@@ -119,7 +115,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CoOpTraini
     split = test and str(test.split or "test")  # folders and the embedded images do not say
     model.card_details = replace(model.card_details, split=split, **data_args.described(), **results)
     trainer.save_model()
-    settings = {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()}
+    settings = {"model": vars(model_args), "prompt": vars(prompt_args), "data": vars(data_args)}
+    settings["training"] = args.to_dict()
     metrics = {**scores, "seconds": seconds, "settings": settings, "classnames": classnames}
     if trainer.accelerator.is_main_process:
         with staged_folder(args.output_dir) as folder:
@@ -146,4 +143,4 @@ def run_script(run: Callable[..., Any], *kinds: type, description: str | None) -
 
 
 if __name__ == "__main__":
-    run_script(train, ModelArguments, DataArguments, CoOpTrainingArguments, description=__doc__)
+    run_script(train, ModelArguments, PromptArguments, DataArguments, CoOpTrainingArguments, description=__doc__)

@@ -56,7 +56,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for adapter, metrics.json and demo.png.")] = Path("demo-output"),
 ) -> None:
     """Learn a prompt on the embedded images and model, offline, and compare it with hand-written prompts."""
-    from hf_coop.demo.run import run_demo
+    from hf_coop.experiments import run_demo
 
     if shots < 1:
         raise typer.BadParameter(f"{shots} is less than 1", param_hint="--shots")
@@ -98,7 +98,7 @@ def predict(
     from tqdm import tqdm
 
     from hf_coop import HFCoOp
-    from hf_coop.serving.classify_files import classify_files, find_images
+    from hf_coop.serving import classify_files, find_images
 
     broken = 0
     with _errors_as_messages():
@@ -122,7 +122,7 @@ def predict(
 @app.command()
 def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
     """Print what an adapter is, without loading CLIP."""
-    from hf_coop.hub.adapter_files import describe_adapter
+    from hf_coop.hub import describe_adapter
 
     with _errors_as_messages():
         for name, value in describe_adapter(adapter, revision=revision, token=token).items():
@@ -142,7 +142,7 @@ def push(
     token: Token = None,
 ) -> None:
     """Check a saved prompt and push it to the Hub, in one commit."""
-    from hf_coop.hub.adapter_files import push_folder
+    from hf_coop.hub import push_folder
 
     with _errors_as_messages():
         if not folder.is_dir():
@@ -165,6 +165,9 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the adapter to.")],
     model: Annotated[str, typer.Option("--model_name_or_path", help="The CLIP it was trained with.")],
     classnames: Annotated[Path, typer.Option("--classnames_file", help="Class names, one a line, in label order.")],
+    method: Annotated[
+        str | None, typer.Option(help="The method it is of; default: CoOp or CoCoOp, by what it holds.")
+    ] = None,
     class_token_position: Annotated[
         str, typer.Option("--class_token_position", help="Where the class name stood: end, middle or front.")
     ] = "end",
@@ -172,12 +175,20 @@ def convert(
     token: Token = None,
 ) -> None:
     """Turn a checkpoint of the published CoOp or CoCoOp code into an adapter; nothing in it is executed."""
-    from hf_coop.data.sources import read_classnames
-    from hf_coop.hub.convert import convert_checkpoint
+    from hf_coop import HFCoOp
+    from hf_coop.data import read_classnames
 
     with _errors_as_messages():
         names = read_classnames(classnames)
-        converted = convert_checkpoint(checkpoint, model, names, class_token_position, revision=revision, token=token)
+        converted = HFCoOp.from_published(
+            checkpoint,
+            model,
+            names,
+            method=method,
+            class_token_position=class_token_position,
+            revision=revision,
+            token=token,
+        )
         converted.save_pretrained(output)
     typer.echo(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
 

@@ -80,7 +80,7 @@ class TestFromClip:
             ({"n_ctx": 0}, ValueError, "got 0"),
             ({"class_token_position": "back"}, ValueError, "got 'back'"),
             ({"ctx_init": "  "}, ValueError, "ctx_init must hold words"),
-            ({"method": "maple"}, ValueError, "'coop' or 'cocoop', got 'maple'"),
+            ({"method": "maple"}, ValueError, "method must be one of .*coop.*, got 'maple'"),
             ({"method": "lora"}, ValueError, "got 'lora'"),
         ],
     )

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
 from peft import PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -23,28 +18,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
 from .data.images import load_images
-from .encoding.prompts import check_classnames
-from .evaluation.nearest_words import nearest_words
-from .hub.adapter_files import (
-    CARD_FILE,
-    CONFIG_FILE,
-    fetch_adapter,
-    naming_file,
-    push_folder,
-    read_adapter_config,
-    staged_folder,
-)
-from .hub.base_model import base_revision, check_adapter_config, load_clip, load_image_processor, load_tokenizer
-from .hub.model_card import CardDetails, create_model_card
-from .tuners.coop import CoOpLayer, PromptConfig
-from .tuners.coop.layer import tensor_versions
+from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, load_tokenizer, template_embeddings
+from .hub import CardDetails, HubMixin, load_clip, load_image_processor
+from .tuners import PromptConfig, config_class_of
+from .tuners.layer import PromptLayer, tensor_versions
 
-MAX_CARD_VECTORS = 256  # in the card's table of nearest words
 SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
 
 
-class HFCoOp(PeftModel):
-    r"""CLIP with prompts learned from a few images: CoOp (arXiv 2109.01134) or CoCoOp (arXiv 2203.05557).
+class HFCoOp(HubMixin, PeftModel):
+    r"""CLIP with prompts learned from a few images, by CoOp (arXiv 2109.01134) or another of the methods.
 
     Class k of an image x has probability softmax over k of `exp(logit_scale) * cos(image(x), text(prompt_k))`.
     A [`~peft.PeftModel`]: `print_trainable_parameters`, `add_adapter`, `load_adapter`, `set_adapter`,
@@ -52,7 +35,7 @@ class HFCoOp(PeftModel):
 
     Args:
         model (`CLIPModel`): the base model; frozen, and changed in place.
-        peft_config ([`CoOpConfig`] or [`CoCoOpConfig`]): what to learn.
+        peft_config ([`PromptConfig`]): what to learn; its class says by which method.
         adapter_name (`str`): defaults to `"default"`.
         kwargs: as in [`~peft.PeftModel`].
 
@@ -68,6 +51,7 @@ class HFCoOp(PeftModel):
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.clip.accepts_loss_kwargs = False  # else transformers.Trainer takes CLIP's **kwargs for num_items_in_batch
         self._embeds_cache: tuple[torch.Tensor, Any, torch.Tensor] | None = None
+        self._template_cache: tuple[Any, torch.Tensor] | None = None
         self._card_details: dict[str, CardDetails] = {}
         self.config = copy.copy(self.clip.config)
         self._update_labels()
@@ -93,107 +77,22 @@ class HFCoOp(PeftModel):
         Args:
             model: a repository ("openai/clip-vit-base-patch16"), a folder, or a loaded `CLIPModel`.
             classnames (`Sequence[str]`): one name a class, in label order.
-            method (`str`): "coop" or "cocoop".
+            method (`str`): "coop", "cocoop", …: the label of a config class in lower case.
             revision, token, cache_dir, local_files_only: as in `CLIPModel.from_pretrained`.
             dtype (or torch_dtype): of CLIP's weights; fp32 by default. The learned prompt stays in fp32.
             device: where to put the model.
-            config: further fields of [`CoOpConfig`] or `CoCoOpConfig`: `n_ctx`, `ctx_init`, ….
+            config: further fields of the method's config, such as [`CoOpConfig`]: `n_ctx`, `ctx_init`, ….
 
         Raises:
             TypeError, ValueError: bad class names or options, before anything is loaded where that can be known.
             OSError: the model is not found.
         """
-        peft_config = _config_class(method)(classnames=check_classnames(classnames), **config)
+        peft_config = config_class_of(method)(classnames=check_classnames(classnames), **config)
         if not isinstance(model, nn.Module):
             hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             model = load_clip(model, revision=revision, dtype=dtype or torch_dtype, **hub)
         peft_config.revision = base_revision(model) or revision
         return cls(model.to(device or model.device), peft_config)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model_id: str | os.PathLike[str],
-        base_model_name_or_path: str | os.PathLike[str] | CLIPModel | None = None,
-        *,
-        adapter_name: str = "default",
-        is_trainable: bool = False,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | None = None,
-        local_files_only: bool = False,
-        dtype: torch.dtype | str | None = None,
-        torch_dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-    ) -> HFCoOp:
-        """Load a learned prompt with its CLIP and image processor, from a folder or a Hub repository.
-
-        Only safetensors and JSON are read. Everything is checked before CLIP is loaded, and the error names the file
-        and the value.
-
-        Args:
-            model_id: folder or repository of the adapter.
-            base_model_name_or_path: another base model, or a loaded `CLIPModel`, than the one it was trained on.
-            adapter_name (`str`): what to call it.
-            is_trainable (`bool`): whether to go on training it.
-            revision, subfolder, token, cache_dir, local_files_only: of the adapter's files, as in `hf_hub_download`.
-                The base model is loaded at the revision that the adapter records.
-            dtype (or torch_dtype), device: as in [`HFCoOp.from_clip`].
-
-        Raises:
-            ValueError: a file is missing, damaged or does not fit.
-            OSError: the repository or the base model is not found.
-        """
-        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = fetch_adapter(model_id, revision=revision, subfolder=subfolder, **hub)
-        config = read_adapter_config(folder)
-        clip = base_model_name_or_path
-        if not isinstance(clip, nn.Module):
-            path = clip or config.base_model_name_or_path
-            revision = None if clip else config.revision
-            clip = load_clip(path, revision=revision, dtype=dtype or torch_dtype, adapter=str(model_id), **hub)
-        with naming_file(os.path.join(folder, CONFIG_FILE)):
-            tokenizer = check_adapter_config(config, clip, **hub)
-        model = super().from_pretrained(clip.to(device or clip.device), folder, adapter_name, is_trainable, config)
-        model.card_details = CardDetails.from_card(os.path.join(folder, CARD_FILE))
-        if tokenizer is not None:
-            model.tokenizer = tokenizer
-        with suppress(ValueError, OSError):  # asked for again when an image comes
-            model.image_processor = load_image_processor(config, clip, **hub)
-        return model
-
-    def load_adapter(
-        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load one more learned prompt for the same CLIP, with the checks of [`HFCoOp.from_pretrained`].
-
-        Args:
-            model_id: folder or repository of the adapter.
-            adapter_name (`str`): what to call it; [`set_adapter`] makes it the active one.
-            is_trainable (`bool`): whether to go on training it.
-            kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, and as in
-                [`~peft.PeftModel.load_adapter`].
-
-        Raises:
-            ValueError: a file is missing, damaged or does not fit; the model is then as it was.
-            OSError: the repository is not found.
-        """
-        names = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
-        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-        folder = fetch_adapter(model_id, **hub)
-        config, known = read_adapter_config(folder), adapter_name in self.peft_config
-        with naming_file(os.path.join(folder, CONFIG_FILE)):
-            check_adapter_config(config, self.clip)
-        try:
-            result = super().load_adapter(folder, adapter_name, is_trainable, **kwargs)
-        except ValueError:
-            if not known and adapter_name in self.peft_config:
-                self.delete_adapter(adapter_name)
-            raise
-        self._card_details[adapter_name] = CardDetails.from_card(os.path.join(folder, CARD_FILE))
-        self._update_labels()
-        return result
 
     def set_adapter(self, adapter_name: str, **kwargs: Any) -> None:
         """Make `adapter_name` the active adapter; class names and labels are then its own."""
@@ -218,7 +117,7 @@ class HFCoOp(PeftModel):
         return self.get_base_model()
 
     @property
-    def prompt_layer(self) -> CoOpLayer:
+    def prompt_layer(self) -> PromptLayer:
         """The tuner layer around CLIP's text tower."""
         return self.clip.text_model
 
@@ -252,6 +151,24 @@ class HFCoOp(PeftModel):
         """
         if input_ids is not None:
             return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+        logits, losses = self.logits_and_losses(pixel_values, image_embeds, labels)
+        loss = self.prompt_layer.active_learner.one_loss(losses) if losses else None
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def logits_and_losses(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Logits `(B, K)` in fp32, and the method's losses (`PromptLearner.losses`; none without labels).
+
+        For a training loop that merges the gradients of several losses itself, after adding up those of all batches
+        and processes; [`forward`] merges those of its own batch.
+
+        Args:
+            pixel_values, image_embeds, labels: as in [`forward`].
+        """
         if image_embeds is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values or image_embeds")
@@ -261,8 +178,9 @@ class HFCoOp(PeftModel):
         images = F.normalize(image_embeds.float(), dim=-1)
         classes = self.class_embeddings(images)  # (K, D) or (B, K, D)
         logits = self.logit_scale.exp() * (images[:, None] @ classes.mT)[:, 0]
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        learner = self.prompt_layer.active_learner
+        losses = () if labels is None else learner.losses(self, logits, labels, images, classes)
+        return logits, losses
 
     def class_embeddings(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised class embeddings in fp32, computed once for each state of the prompt unless it is in training.
@@ -281,6 +199,37 @@ class HFCoOp(PeftModel):
         reusable = pooled.ndim == 2 and not embeds.requires_grad
         self._embeds_cache = (pooled, versions, embeds) if reusable else None
         return embeds
+
+    def template_embeddings(self, templates: str | Sequence[str] = DEFAULT_TEMPLATE) -> torch.Tensor:
+        """Class embeddings `(K, D)` of hand-written prompts instead, several averaged. Those asked for last are kept.
+
+        Args:
+            templates: with `{}` where the class name goes: "a photo of a {}, a type of flower."
+
+        Raises:
+            TypeError, ValueError: no template, one without `{}`, a prompt that is too long for the text tower, or no
+                tokenizer to be found.
+        """
+        tower = [self.prompt_layer.base_layer, self.clip.text_projection]
+        key = templates, tuple(self.classnames), [tensor_versions(module) for module in tower], self.clip.device
+        if self._template_cache is None or self._template_cache[0] != key:
+            embeds = template_embeddings(self.clip, self.tokenizer, self.classnames, templates)
+            self._template_cache = (key, embeds)
+        return self._template_cache[1]
+
+    @torch.no_grad()
+    def zero_shot_logits(
+        self, image_embeds: torch.Tensor, templates: str | Sequence[str] = DEFAULT_TEMPLATE
+    ) -> torch.Tensor:
+        """CLIP's own logits `(B, K)`, from hand-written prompts.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(B, D)`): normalised or not.
+            templates: as in [`template_embeddings`].
+        """
+        classes = self.template_embeddings(templates)
+        images = F.normalize(image_embeds.to(classes), dim=-1)
+        return self.clip.logit_scale.exp().float() * images @ classes.mT
 
     @torch.no_grad()
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Any]:
@@ -338,7 +287,7 @@ class HFCoOp(PeftModel):
             "name_lengths": None,
         }
         new = type(old)(**fields)
-        if getattr(old, "class_specific_context", False):
+        if old.class_specific_context:
             raise ValueError(
                 "class_specific_context=True: each context was learned for its own class, so class names cannot be "
                 "changed; train a generic context to use it on other classes"
@@ -354,89 +303,9 @@ class HFCoOp(PeftModel):
     @cached_property
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
-        return load_tokenizer(self.prompt_config, self.clip)
+        return load_tokenizer(self.clip, self.prompt_config.tokenizer_name_or_path)
 
     @cached_property
     def image_processor(self) -> Any:
         """The base model's image processor."""
         return load_image_processor(self.prompt_config, self.clip)
-
-    @property
-    def card_details(self) -> CardDetails:
-        """What the model card says of the active adapter beyond its config: results, data set, recipe.
-
-        Set it after training; it is read back from the card when an adapter is loaded. Other class names make the
-        results void.
-        """
-        return self._card_details.get(self.active_adapter, CardDetails())
-
-    @card_details.setter
-    def card_details(self, details: CardDetails) -> None:
-        self._card_details[self.active_adapter] = details
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, each whole or not at all.
-
-        Args:
-            save_directory: the folder; made if needed.
-            kwargs: as in [`~peft.PeftModel.save_pretrained`].
-        """
-        with staged_folder(save_directory) as staging:
-            super().save_pretrained(staging, save_embedding_layers=False, **kwargs)
-
-    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write the model card into `output_dir` (called by `save_pretrained`)."""
-        try:
-            words = nearest_words(self, max_vectors=MAX_CARD_VECTORS)
-        except ValueError:  # no tokenizer
-            words = None
-        create_model_card(self.prompt_config, self.card_details, words).save(os.path.join(output_dir, CARD_FILE))
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload prompt with hf-coop",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> CommitInfo:
-        """Push the adapters and the model card to the Hub in one commit; where nothing has changed, none is made.
-
-        Args:
-            repo_id (`str`): `user/name`; made if needed.
-            commit_message, commit_description (`str`): of the commit.
-            private (`bool`, *optional*): of a repository that is made; default: public, or as its organisation says.
-            token: default: the one of `hf auth login`.
-            revision (`str`, *optional*): branch to push to, made if needed. Default: main.
-            create_pr (`bool`): open a pull request instead.
-
-        Returns:
-            `CommitInfo` of the new or, where nothing has changed, of the last commit.
-
-        Raises:
-            OSError: the upload failed; the message says what to do.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            files = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
-            return push_folder(
-                folder,
-                repo_id,
-                files,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
-
-
-def _config_class(method: str) -> type[PromptConfig]:
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(method).upper())
-    if config_class is None or not issubclass(config_class, PromptConfig):
-        raise ValueError(f"method must be 'coop' or 'cocoop', got {method!r}")
-    return config_class

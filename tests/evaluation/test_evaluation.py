@@ -9,7 +9,7 @@ from conftest import CLASSNAMES
 from torch.nn import functional as F
 
 from hf_coop import HFCoOp
-from hf_coop.evaluation.baselines import linear_probe, template_embeddings, zero_shot_logits
+from hf_coop.evaluation.baselines import linear_probe
 from hf_coop.evaluation.metrics import classification_metrics, expected_calibration_error
 
 NAMES = list("abcdefg")
@@ -62,18 +62,29 @@ class TestBaselines:
             tokens = tokenizer(prompts, padding=True, return_tensors="pt")
             expected = model.clip(pixel_values=pixel_values, **tokens).logits_per_image
             embeds = model.clip.get_image_features(pixel_values=pixel_values).pooler_output
-        torch.testing.assert_close(zero_shot_logits(model, embeds), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.zero_shot_logits(embeds), expected, rtol=1e-5, atol=1e-5)
 
     def test_an_ensemble_averages_normalised_embeddings(self, model):
         templates = ["a photo of a {}.", "art of the {}.", "{}"]
-        each = torch.stack([template_embeddings(model, template) for template in templates])
+        each = torch.stack([model.template_embeddings(template) for template in templates])
         expected = F.normalize(each.mean(0), dim=-1)
-        torch.testing.assert_close(template_embeddings(model, templates, batch_size=4), expected)
+        torch.testing.assert_close(model.template_embeddings(templates), expected)
 
-    @pytest.mark.parametrize("templates", ["a photo.", [], ["{}.", "none"]])
-    def test_templates_need_a_place_for_the_name(self, model, templates):
-        with pytest.raises(ValueError, match=r"templates need \{\}"):
-            template_embeddings(model, templates)
+    @pytest.mark.parametrize(
+        ("templates", "message"),
+        [
+            ("a photo.", r"'a photo\.' must have \{\}"),
+            ([], "no template given"),
+            (["{}.", "none"], "'none' must have"),
+            ("a {name} {}", "no other braces"),
+            ("a {0}", "must have"),
+            (["{}", 3], "must be a string, got 3"),
+            ("very " * 80 + "{}.", "hand-written prompt 'very very.* positions: shorten the template"),
+        ],
+    )
+    def test_bad_templates(self, model, templates, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.template_embeddings(templates)
 
     def test_linear_probe_tells_clusters_apart(self):
         rng = np.random.default_rng(0)

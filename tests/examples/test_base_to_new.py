@@ -46,7 +46,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 def test_table_over_seeds(folders, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    options = (f"--output_dir={output}", "--seeds", "1", "2", "--num_train_epochs=3", "--cocoop_num_train_epochs=2")
+    options = (f"--output_dir={output}", "--seeds", "1", "2", "--num_train_epochs=3")
     command = [sys.executable, "-m", "hf_coop_cli", "base-to-new", *arguments(*folders, *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -86,8 +86,7 @@ def test_table_over_seeds(folders, tmp_path, monkeypatch):
 def test_learns_the_base_classes(folders, tmp_path, monkeypatch):
     """With enough steps both methods beat the random model's hand-written prompt on the classes they learn."""
     options = ("--seeds=1", "--num_shots=4", "--num_train_epochs=100", "--learning_rate=0.02")
-    more = ("--cocoop_num_train_epochs=60", "--cocoop_batch_size=4", f"--output_dir={tmp_path / 'out'}")
-    run_here(monkeypatch, *folders, *options, *more)
+    run_here(monkeypatch, *folders, *options, f"--output_dir={tmp_path / 'out'}")
     mean = json.loads((tmp_path / "out" / "base_to_new.json").read_text(encoding="utf-8"))["mean"]
     assert mean["coop"]["base"] > mean["zero_shot"]["base"]
     assert mean["cocoop"]["base"] > mean["zero_shot"]["base"]
@@ -95,7 +94,7 @@ def test_learns_the_base_classes(folders, tmp_path, monkeypatch):
 
 def test_a_sweep_without_checkpoints_is_resumed_by_doing_it_again(folders, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    options = (f"--output_dir={output}", "--seeds", "1", "--num_train_epochs=1", "--cocoop_num_train_epochs=1")
+    options = (f"--output_dir={output}", "--seeds", "1", "--num_train_epochs=1")
     run_here(monkeypatch, *folders, *options)
     first = (output / "base_to_new.json").read_bytes()
     for path in output.glob("base_to_new.*"):
@@ -111,7 +110,8 @@ def test_a_sweep_without_checkpoints_is_resumed_by_doing_it_again(folders, tmp_p
         (["--class_specific_context=True"], "class_specific_context"),
         (["--class_token_position=middle"], "class_token_position"),
         (["--test_dir=nowhere"], "nowhere"),
-        (["--cocoop_batch_size=0"], "per_device_train_batch_size"),
+        (["--per_device_train_batch_size=0"], "per_device_train_batch_size"),
+        (["--methods", "coop", "maple"], "method must be one of .*coop.*'maple'"),
         (["--num_shots=-1"], "num_shots"),
     ],
 )

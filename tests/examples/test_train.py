@@ -272,7 +272,7 @@ class TestBadInput:
         out = tmp_path / "out"
         assert "the text tower has 77" in refused(*command(out, data, "--classnames_file", long))
         assert "num_shots" in refused(*command(out, data, "--num_shots", -1))
-        assert "templates need {}" in refused(*command(out, data, "--zero_shot_template", "a photo"))
+        assert "must have {}" in refused(*command(out, data, "--zero_shot_template", "a photo"))
         assert "is no checkpoint" in refused(*command(out, data, "--resume_from_checkpoint", tmp_path))
         assert "\n" not in refused(*command(out, data, "--model_name_or_path", "no/model"))
         assert not out.exists()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from hf_coop import CoOpConfig, HFCoOp
-from hf_coop.hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, describe_adapter, read_adapter_config, staged_folder
+from hf_coop.files import staged_folder
+from hf_coop.hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, describe_adapter, read_adapter_config
 
 CTX = "base_model.model.text_model.prompt_learner.ctx"
 
@@ -83,7 +84,7 @@ def test_staging_refuses_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"peft_type": "LORA"}, "peft_type is 'LORA'; hf-coop loads COOP and COCOOP"),
+        ({"peft_type": "LORA"}, "peft_type is 'LORA', no method of hf-coop: method must be one of "),
         ({"peft_type": ["COOP"]}, "peft_type is ['COOP']"),
         ({"n_ctx": "4"}, "n_ctx must be a whole number from 1 to 1024, got '4'"),
         ({"n_ctx": 10**12}, "n_ctx must be a whole number from 1 to 1024, got 1000000000000"),

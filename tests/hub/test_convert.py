@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hf_coop import HFCoOp
-from hf_coop.hub.convert import convert_checkpoint, read_prompt_learner, read_torch_file
+from hf_coop.hub.convert import read_prompt_learner, read_torch_file
 
 PUBLISHED = {
     "coop_end_unified_init_train": PARITY / "published/coop/prompt_learner/model.pth.tar-50",
@@ -54,7 +54,7 @@ def save_as_published(path: Path, model: HFCoOp, dtype: torch.dtype) -> Path:
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_published_checkpoints_compute_what_was_recorded(case, tmp_path):
     tensors, classnames = recorded(case)
-    convert_checkpoint(PUBLISHED[case], PARITY, classnames).save_pretrained(tmp_path)
+    HFCoOp.from_published(PUBLISHED[case], PARITY, classnames).save_pretrained(tmp_path)
     model = HFCoOp.from_pretrained(tmp_path)
     assert model.prompt_config.peft_type == case.split("_")[0].upper()
     learner = model.prompt_layer.active_learner
@@ -74,7 +74,7 @@ def test_every_option(case, dtype, tmp_path):
     original = HFCoOp.from_clip(PARITY, classnames, n_ctx=4, **options)
     original.prompt_layer.active_learner.ctx.data = tensors["ctx"]
     checkpoint = save_as_published(tmp_path / "model.pth.tar-50", original, dtype)
-    model = convert_checkpoint(checkpoint, PARITY, classnames, position)
+    model = HFCoOp.from_published(checkpoint, PARITY, classnames, class_token_position=position)
     assert model.prompt_config.class_specific_context == options["class_specific_context"]
     tolerance = HALF_PRECISION if dtype == torch.float16 else 1e-5
     assert relative_error(model(pixel_values=tensors["pixel_values"]).logits, tensors["logits"]) < tolerance
@@ -83,22 +83,22 @@ def test_every_option(case, dtype, tmp_path):
 def test_names_in_another_order():
     swapped = [CLASSNAMES[0], CLASSNAMES[2], CLASSNAMES[1], *CLASSNAMES[3:]]
     with pytest.raises(ValueError, match=r"class 1 is not 'cat' in the checkpoint \(there it is 'English_marigold'\)"):
-        convert_checkpoint(COOP, PARITY, swapped)
+        HFCoOp.from_published(COOP, PARITY, swapped)
 
 
 def test_other_names():
     with pytest.raises(
         ValueError, match=r"class 2 is not 'dog' in the checkpoint \(none of the class names is there\)"
     ):
-        convert_checkpoint(COOP, PARITY, [*CLASSNAMES[:2], "dog", *CLASSNAMES[3:]])
+        HFCoOp.from_published(COOP, PARITY, [*CLASSNAMES[:2], "dog", *CLASSNAMES[3:]])
     with pytest.raises(ValueError, match="the checkpoint has 12 classes, but 11 class names are given"):
-        convert_checkpoint(COOP, PARITY, CLASSNAMES[:-1])
+        HFCoOp.from_published(COOP, PARITY, CLASSNAMES[:-1])
 
 
 def test_a_name_that_only_begins_like_the_trained_one():
     names = [name if name != "Tiger Cat" else "Tiger" for name in CLASSNAMES]
     with pytest.raises(ValueError, match="class 3 is not 'Tiger' in the checkpoint"):
-        convert_checkpoint(COOP, PARITY, names)
+        HFCoOp.from_published(COOP, PARITY, names)
 
 
 def test_another_clip(tmp_path, clip, tokenizer):
@@ -107,14 +107,14 @@ def test_another_clip(tmp_path, clip, tokenizer):
     clip.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="word embeddings are not the model's: give the CLIP it was trained with"):
-        convert_checkpoint(COOP, tmp_path, CLASSNAMES)
+        HFCoOp.from_published(COOP, tmp_path, CLASSNAMES)
 
 
 def test_cocoop_has_no_other_position():
     with pytest.raises(ValueError, match="leave out class_token_position='front'"):
-        convert_checkpoint(PUBLISHED["cocoop_init"], PARITY, CLASSNAMES, "front")
+        HFCoOp.from_published(PUBLISHED["cocoop_init"], PARITY, CLASSNAMES, class_token_position="front")
     with pytest.raises(ValueError, match="class_token_position must be one of"):
-        convert_checkpoint(COOP, PARITY, CLASSNAMES, "start")
+        HFCoOp.from_published(COOP, PARITY, CLASSNAMES, class_token_position="start")
 
 
 class Runs:
@@ -212,4 +212,4 @@ def test_values_that_are_not_finite(tmp_path):
     model = HFCoOp.from_clip(PARITY, CLASSNAMES, n_ctx=4)
     model.prompt_layer.active_learner.ctx.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="ctx does not hold finite numbers"):
-        convert_checkpoint(save_as_published(tmp_path / "nan.pth", model, torch.float32), PARITY, CLASSNAMES)
+        HFCoOp.from_published(save_as_published(tmp_path / "nan.pth", model, torch.float32), PARITY, CLASSNAMES)

@@ -17,8 +17,9 @@ from markdown_it import MarkdownIt
 from hf_coop import CoCoOpConfig, CoOpConfig, HFCoOp
 from hf_coop.encoding.prompts import clean_classname
 from hf_coop.evaluation.nearest_words import nearest_words
-from hf_coop.hub.adapter_files import CONFIG_FILE, REPO_PLACEHOLDER
+from hf_coop.hub.adapter_files import CONFIG_FILE
 from hf_coop.hub.model_card import CardDetails, create_model_card, one_line, plain_text
+from hf_coop.hub.publishing import REPO_PLACEHOLDER
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -256,7 +257,7 @@ def test_each_adapter_has_its_own_results():
 def test_a_context_on_a_word_is_nearest_to_it(tokenizer):
     model = HFCoOp.from_clip(PARITY, CLASSNAMES, ctx_init="a photo of a")
     ids = tokenizer("a photo of a", add_special_tokens=False)["input_ids"]
-    found = nearest_words(model, top_k=2)
+    found = nearest_words(model.clip, model.tokenizer, top_k=2)
     assert [row[0] for row in found] == [(tokenizer.decode([i]).strip(), pytest.approx(0, abs=1e-2)) for i in ids]
     words = model.clip.text_model.embeddings.token_embedding.weight
     distances = (words - model.prompt_layer.active_learner.ctx[1]).norm(dim=-1).sort().values

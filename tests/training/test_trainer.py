@@ -103,7 +103,7 @@ class TestParity:
 
 class TestArguments:
     def test_defaults_are_the_papers(self):
-        args = CoOpTrainingArguments()
+        args = CoOpTrainingArguments().with_recipe(CoOpConfig.default_recipe(16))
         assert (args.optim, args.learning_rate, args.momentum, args.weight_decay) == ("sgd", 0.002, 0.9, 5e-4)
         assert (args.per_device_train_batch_size, args.warmup_epochs, args.warmup_learning_rate) == (32, 1, 1e-5)
         assert args.dataloader_drop_last
@@ -111,8 +111,8 @@ class TestArguments:
 
     @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
     def test_epochs_by_shots(self, shots, epochs, tmp_path):
-        assert CoOpConfig.default_num_train_epochs(shots) == epochs
-        assert CoCoOpConfig.default_num_train_epochs(shots) == 10
+        assert CoOpConfig.default_recipe(shots)["num_train_epochs"] == epochs
+        assert CoCoOpConfig.default_recipe(shots)["num_train_epochs"] == 10
         dataset = embeds_dataset(5 * shots)
         assert (
             CoOpTrainer(make_model(), arguments(tmp_path, num_train_epochs=None), dataset).num_train_epochs == epochs

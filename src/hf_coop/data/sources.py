@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PILImage
 
-from ..encoding.prompts import check_classnames
+from ..encoding import check_classnames
 from ..errors import whole_message
 from .few_shot import class_counts
 from .images import load_image

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from ..modeling import HFCoOp
+from transformers import CLIPModel
 
 VECTORS_AT_A_TIME = 256
 
 
 @torch.no_grad()
 def nearest_words(
-    model: HFCoOp, top_k: int = 3, max_vectors: int | None = None, tokenizer: Any = None
+    clip: CLIPModel, tokenizer: Any, top_k: int = 3, max_vectors: int | None = None
 ) -> list[list[tuple[str, float]]]:
     """The vocabulary's words nearest to each context vector, by Euclidean distance (CoOp, arXiv 2109.01134, table 4).
 
     Args:
-        model ([`HFCoOp`]): its active adapter is looked at.
+        clip (`CLIPModel`): with learned prompts on it, [`HFCoOp.clip`]; those of the active adapter are looked at.
+        tokenizer: of `clip`, [`HFCoOp.tokenizer`].
         top_k (`int`): words for each vector.
         max_vectors (`int`, *optional*): look at the first ones only.
-        tokenizer: default: the model's.
 
     Returns:
         For each vector, `(word, distance)` with the nearest first. With class-specific context the M vectors of the
         first class come first, then those of the second.
-
-    Raises:
-        ValueError: the model has no tokenizer.
     """
-    tokenizer = tokenizer or model.tokenizer
-    words = model.clip.text_model.embeddings.token_embedding.weight.float()  # (V, dim)
-    vectors = model.prompt_layer.active_learner.ctx.float().flatten(0, -2)[:max_vectors]  # (C, dim)
+    words = clip.text_model.embeddings.token_embedding.weight.float()  # (V, dim)
+    vectors = clip.text_model.active_learner.ctx.float().flatten(0, -2)[:max_vectors]  # (C, dim)
     found = []
     for part in vectors.split(VECTORS_AT_A_TIME):
         distances, ids = torch.cdist(part, words).topk(min(top_k, len(words)), largest=False)

@@ -1,21 +1,19 @@
-"""Adapter files: fetched and checked before use, written whole or not at all, and pushed to the Hub."""
+"""Adapter files: fetched, and checked before use."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download, is_offline_mode
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -23,18 +21,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
-from ..errors import root_message
-from ..tuners.coop import PromptConfig
+from ..tuners import PromptConfig, config_class_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 MAX_CONFIG_BYTES, MAX_MESSAGE = 32 * 2**20, 1000
-REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
 
 
 def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None, **hub: Any) -> str:
@@ -113,9 +108,10 @@ def read_adapter_config(folder: str | os.PathLike[str]) -> PromptConfig:
         peft_type = content["peft_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no adapter config: {error!r}") from error
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type) if isinstance(peft_type, str) else None
-    if config_class is None or not issubclass(config_class, PromptConfig):
-        raise ValueError(f"{path}: peft_type is {peft_type!r:.80}; hf-coop loads COOP and COCOOP adapters")
+    try:
+        config_class = config_class_of(peft_type)
+    except ValueError as error:
+        raise ValueError(f"{path}: peft_type is {peft_type!r:.80}, no method of hf-coop: {error}") from error
     known = {field.name for field in fields(config_class) if field.init}
     if unknown := sorted(content.keys() - known):
         names = ", ".join(f"{name!r:.40}" for name in unknown[:8])
@@ -148,12 +144,12 @@ def describe_adapter(model_id: str | os.PathLike[str], **hub: Any) -> dict[str, 
         values = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     base = config.base_model_name_or_path or "not recorded"
     facts = {
-        "method": {"COOP": "CoOp", "COCOOP": "CoCoOp"}[str(config.peft_type)],
+        "method": config.label,
         "base model": f"{base} at {config.revision}" if config.revision else base,
         "context vectors": config.n_ctx,
         "started from": config.ctx_init,
-        "class name": f"at the {getattr(config, 'class_token_position', 'end')}",
-        "class-specific": "yes" if getattr(config, "class_specific_context", False) else "no",
+        "class name": f"at the {config.class_token_position}",
+        "class-specific": "yes" if config.class_specific_context else "no",
         "temperature": "learned" if config.learn_temperature else "CLIP's",
         "parameters": f"{values:,} ({os.path.getsize(weights):,} bytes)",
         "written by": f"hf-coop {config.hf_coop_version}",
@@ -166,7 +162,7 @@ def _check_weights(path: str, config: PromptConfig) -> None:
     """Raise `ValueError` unless the context has the shape that `config` gives it and all values are finite."""
     assert config.n_ctx is not None
     expected = [config.n_ctx]
-    if getattr(config, "class_specific_context", False):
+    if config.class_specific_context:
         expected.insert(0, len(config.classnames))
     try:
         with safe_open(path, framework="pt") as file:
@@ -193,96 +189,3 @@ def naming_file(path: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error!s:.{MAX_MESSAGE}}") from error
-
-
-def push_folder(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    files: Sequence[str] = ADAPTER_FILES,
-    *,
-    commit_message: str = "Upload prompt with hf-coop",
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-) -> CommitInfo:
-    """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
-
-    The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
-    of the repository.
-
-    Args:
-        folder: of `save_pretrained`.
-        repo_id (`str`): `user/name`; made if needed.
-        files (`Sequence[str]`): what to push, relative to `folder`; those that are missing are left out.
-        commit_message, commit_description, private, token, revision, create_pr: as in
-            `transformers.PreTrainedModel.push_to_hub`. `revision` is a branch, made if needed.
-
-    Raises:
-        ValueError: the folder holds no sound adapter.
-        OSError: the upload failed; nothing of it is on the Hub.
-    """
-    files = [name for name in files if os.path.isfile(os.path.join(folder, name))]
-    configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
-    for name in configs:
-        config = read_adapter_config(fetch_adapter(folder, os.path.dirname(name)))
-    if os.path.isdir(base := config.base_model_name_or_path or ""):
-        warnings.warn(
-            f"the base model {base!r} is a folder of this machine: others must pass base_model_name_or_path to load "
-            "the prompt",
-            stacklevel=2,
-        )
-    api = HfApi(token=token)
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not revision.startswith("refs/pr/"):
-            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
-        return api.create_commit(
-            url.repo_id,
-            [_addition(folder, name, url.repo_id) for name in files],
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    except Exception as error:  # the client raises errors of many kinds
-        raise OSError(
-            f"cannot push to {repo_id!r}: {root_message(error)}. Nothing was committed, and local files are as they "
-            "were: check the connection and that your token may write there (hf auth login), then push again"
-        ) from error
-
-
-def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
-    content = Path(folder, name).read_bytes()
-    if name == CARD_FILE:
-        content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
-    return CommitOperationAdd(name.replace(os.sep, "/"), content)
-
-
-@contextmanager
-def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary folder beside `folder`; on success its files are moved into `folder`, each in one step.
-
-    Raises:
-        ValueError: `folder` is a file.
-        OSError: a file cannot be written.
-    """
-    target = Path(folder)
-    if target.is_file():
-        raise ValueError(f"cannot save to {str(folder)!r}: it is a file, not a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield str(staging)
-        for path in sorted(staging.rglob("*")):
-            place = target / path.relative_to(staging)
-            if path.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
-    except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
-        raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

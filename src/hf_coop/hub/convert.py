@@ -13,13 +13,16 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from transformers import CLIPModel
 
+from ..encoding import load_tokenizer
 from ..encoding.prompts import CLASS_TOKEN_POSITIONS
-from ..modeling import HFCoOp
-from .model_card import CardDetails
+from ..tuners import config_class_of
+from ..tuners.config import PromptConfig, option_fields, registered_configs
 
 STORAGE_DTYPES = {
     "HalfStorage": torch.float16,
@@ -36,67 +39,98 @@ STORAGE_DTYPES = {
 EMBEDDING_TOLERANCE = 1e-2  # relative; half precision rounds by 1e-3, other tokens differ by about 1
 
 
-def convert_checkpoint(
-    checkpoint: str | os.PathLike[str],
-    model_name_or_path: str | os.PathLike[str],
-    classnames: Sequence[str],
-    class_token_position: str = "end",
-    **hub: Any,
-) -> HFCoOp:
-    """The model of a checkpoint that the published CoOp or CoCoOp code wrote (`prompt_learner/model.pth.tar-50`).
+class PublishedPrompt(NamedTuple):
+    """A published checkpoint, read.
 
-    Whether it is CoOp or CoCoOp, generic or class-specific, and how many vectors it has, the checkpoint tells. Where
-    the class name stood, it does not.
+    Attributes:
+        config ([`PromptConfig`]): of the adapter that it becomes.
+        learned (`dict[str, torch.Tensor]`): the tensors of the prompt learner, in fp32.
+    """
+
+    config: PromptConfig
+    learned: dict[str, torch.Tensor]
+
+
+def read_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    clip: CLIPModel,
+    classnames: Sequence[str],
+    *,
+    method: str | None = None,
+    class_token_position: str = "end",
+) -> PublishedPrompt:
+    """Read a checkpoint of the published code (`prompt_learner/model.pth.tar-50`), and check that it fits `clip`.
+
+    How many vectors it has, and whether they are class-specific, the checkpoint tells. Its tensors tell CoOp from
+    CoCoOp, but not CoOp from methods that learn the same tensors, nor where the class name stood.
 
     Args:
         checkpoint: the file.
-        model_name_or_path: the CLIP it was trained with, converted for transformers.
+        clip (`CLIPModel`): the model it was trained with, converted for transformers.
         classnames (`Sequence[str]`): in label order, as in training; checked against the checkpoint's embeddings.
-        class_token_position (`str`): "end", "middle" or "front"; CoCoOp has only "end".
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `device`, as in [`HFCoOp.from_clip`].
+        method (`str`, *optional*): default: the first of the registered ones that learns tensors of such names.
+        class_token_position (`str`): "end", "middle" or "front".
 
     Raises:
         ValueError: the file is no such checkpoint, the model is another, or the class names are others or in another
             order, of which the first wrong one is named.
-        OSError: the file or the model is not found.
+        OSError: the file is not found.
     """
     if class_token_position not in CLASS_TOKEN_POSITIONS:
         raise ValueError(f"class_token_position must be one of {CLASS_TOKEN_POSITIONS}, got {class_token_position!r}")
-    tensors = read_prompt_learner(checkpoint)
-    ctx = tensors["ctx"]
-    options: dict[str, Any] = {"n_ctx": ctx.shape[-2]}
-    method = "cocoop" if any(name.startswith("meta_net.") for name in tensors) else "coop"
-    if method == "coop":
-        options |= {"class_token_position": class_token_position, "class_specific_context": ctx.ndim == 3}
-    elif class_token_position != "end":
+    where, tensors = os.fspath(checkpoint), read_prompt_learner(checkpoint)
+    learned = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_")}
+    options: dict[str, Any] = {"n_ctx": tensors["ctx"].shape[-2]}
+    if tensors["ctx"].ndim == 3:
+        options["class_specific_context"] = True
+    if class_token_position != "end":
+        options["class_token_position"] = class_token_position
+    config_classes = [config_class_of(method)] if method else registered_configs()
+    for config_class in config_classes:
+        known = {name: value for name, value in options.items() if name in option_fields(config_class)}
+        config = config_class(classnames=list(classnames), **known)
+        expected = _tensors_of(config, clip)
+        if expected.keys() == learned.keys():
+            break
+    else:
+        names = ", ".join(config_class.label for config_class in config_classes)
+        raise ValueError(f"{where!r} holds {', '.join(sorted(learned))}, which is not what {names} learns")
+    for name in options.keys() - known.keys():
         raise ValueError(
-            f"{os.fspath(checkpoint)!r} is a CoCoOp checkpoint, whose class names stand at the end: leave out "
-            f"class_token_position={class_token_position!r}"
+            f"{where!r} is a {config.label} checkpoint, and {config.label} has no such option: leave out "
+            f"{name}={options[name]!r}"
         )
-    model = HFCoOp.from_clip(model_name_or_path, classnames, method, **options, **hub)
-    check_classes(model, tensors["token_prefix"], tensors["token_suffix"])
-    learned = {name: tensor.float() for name, tensor in tensors.items() if name.split(".")[0] in ("ctx", "meta_net")}
-    try:
-        model.prompt_layer.active_learner.load_state_dict(learned)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{os.fspath(checkpoint)!r} does not fit {os.fspath(model_name_or_path)!r}: {error}"
-        ) from error
-    model.card_details = CardDetails(training={"Converted from": "a checkpoint of the published code"})
-    return model.eval()
+    check_classes(clip, config, tensors["token_prefix"], tensors["token_suffix"])
+    for name, tensor in learned.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{where!r} does not fit the model: {name} has shape {tuple(tensor.shape)}, but the model makes it "
+                f"{tuple(expected[name].shape)}"
+            )
+    return PublishedPrompt(config, learned)
 
 
-def check_classes(model: HFCoOp, token_prefix: torch.Tensor, token_suffix: torch.Tensor) -> None:
-    """Raise `ValueError` unless the checkpoint's word embeddings are those of the model's class names, in order.
+def _tensors_of(config: PromptConfig, clip: CLIPModel) -> dict[str, torch.Tensor]:
+    """What the prompt learner of `config` holds, for `clip`; `config` is tokenised and checked."""
+    config.tokenize(load_tokenizer(clip))
+    config.check_fits(clip)
+    return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].prompt_learner_cls(config, clip).state_dict()
+
+
+def check_classes(
+    clip: CLIPModel, config: PromptConfig, token_prefix: torch.Tensor, token_suffix: torch.Tensor
+) -> None:
+    """Raise `ValueError` unless the checkpoint's word embeddings are those of the class names, in order.
 
     Args:
-        model ([`HFCoOp`]): with the class names in question.
+        clip (`CLIPModel`): gives the word embeddings.
+        config ([`PromptConfig`]): with the class names in question, tokenised.
         token_prefix (`torch.Tensor` of shape `(K, 1, dim)`): the stored embedding of the start token.
         token_suffix (`torch.Tensor` of shape `(K, positions - 1 - M, dim)`): those of name, full stop, end token and
             padding.
     """
-    words = model.clip.text_model.embeddings.token_embedding.weight.detach().cpu().float()
-    names, token_ids = model.classnames, model.prompt_config.token_ids
+    words = clip.text_model.embeddings.token_embedding.weight.detach().cpu().float()
+    names, token_ids = config.classnames, config.token_ids
     assert token_ids is not None
     if token_suffix.ndim != 3 or token_prefix.shape[-1] != words.shape[1] or token_suffix.shape[-1] != words.shape[1]:
         raise ValueError(

@@ -18,8 +18,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
-from ..tuners.coop import PromptConfig
-from .adapter_files import REPO_PLACEHOLDER
+from ..tuners.config import PromptConfig, option_fields
+from .publishing import REPO_PLACEHOLDER
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -150,7 +150,6 @@ def create_model_card(
     return ModelCard.from_template(
         card_data(config, details),
         template_path=str(template_path()),
-        method=_method(config),
         config=config,
         repo_id=REPO_PLACEHOLDER,
         base_model=plain_text(base) if base else None,
@@ -158,8 +157,7 @@ def create_model_card(
         base_model_code=json.dumps(os.fspath(base or "openai/clip-vit-base-patch16")),
         revision_code=json.dumps(config.revision) if config.revision else None,
         ctx_init=plain_text(config.ctx_init) if config.ctx_init else None,
-        class_specific_context=getattr(config, "class_specific_context", False),
-        class_token_position=getattr(config, "class_token_position", "end"),
+        options={name: plain_text(value) for name, value in _own_options(config).items()},
         classnames=names[:MAX_LISTED_CLASSES],
         n_classes=len(names),
         examples=names[:EXAMPLES],
@@ -173,7 +171,6 @@ def create_model_card(
 
 def card_data(config: PromptConfig, details: CardDetails) -> ModelCardData:
     """The card's metadata (https://huggingface.co/docs/hub/model-cards)."""
-    method = _method(config)
     base = _hub_id(config.base_model_name_or_path)
     dataset = _hub_id(details.dataset_id)
     kept = details.to_dict()
@@ -182,10 +179,10 @@ def card_data(config: PromptConfig, details: CardDetails) -> ModelCardData:
         base_model=base,
         base_model_relation="adapter" if base else None,
         pipeline_tag="zero-shot-image-classification",
-        tags=["hf-coop", method, "clip", "prompt-learning", "few-shot"],
+        tags=["hf-coop", config.label.lower(), "clip", "prompt-learning", "few-shot"],
         datasets=[dataset] if dataset else None,
         license=details.license,
-        model_name=f"{_label(config)} prompt for CLIP" if details.learned else None,
+        model_name=f"{config.label} prompt for CLIP" if details.learned else None,
         eval_results=_eval_results(details) or None,
         **({CARD_DATA_KEY: kept} if kept else {}),
     )
@@ -212,12 +209,9 @@ def _eval_results(details: CardDetails) -> list[EvalResult]:
     ]
 
 
-def _method(config: PromptConfig) -> str:
-    return str(config.peft_type).lower()
-
-
-def _label(config: PromptConfig) -> str:
-    return {"coop": "CoOp", "cocoop": "CoCoOp"}[_method(config)]
+def _own_options(config: PromptConfig) -> dict[str, Any]:
+    """The options that the method has beyond those that the card tells in words."""
+    return {name: getattr(config, name) for name in option_fields(type(config)) if not hasattr(PromptConfig, name)}
 
 
 def _hub_id(name: str | os.PathLike[str] | None) -> str | None:
@@ -251,7 +245,7 @@ def _word_rows(
     rows = []
     for number, words in enumerate(nearest_words):
         owner, vector = divmod(number, config.n_ctx or 1)
-        of_class = f"{names[owner]}, " if getattr(config, "class_specific_context", False) else ""
+        of_class = f"{names[owner]}, " if config.class_specific_context else ""
         cells = [f"{plain_text(word)} ({distance:.4f})" for word, distance in words]
         rows.append({"vector": f"{of_class}{vector + 1}", "words": cells})
     return rows

@@ -1,1 +1,5 @@
 """Learned prompts put to work."""
+
+from .classify_files import classify_files, find_images
+
+__all__ = ["classify_files", "find_images"]

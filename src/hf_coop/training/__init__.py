@@ -1,1 +1,7 @@
 """Training a prompt: the trainer's loop, its arguments, optimizers, checkpoints and progress."""
+
+from .arguments import CoOpTrainingArguments
+from .checkpoints import check_output_dir, list_checkpoints, wants_resume
+from .trainer import CoOpTrainer
+
+__all__ = ["CoOpTrainer", "CoOpTrainingArguments", "check_output_dir", "list_checkpoints", "wants_resume"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 STRATEGIES = ("no", "steps", "epoch")
+PAPER_RECIPE = {"learning_rate": 0.002, "per_device_train_batch_size": 32}  # CoOp's, where a method has no other
 ONLINE = "online"
 
 
@@ -16,19 +18,23 @@ ONLINE = "online"
 class CoOpTrainingArguments:
     """How a prompt is trained. The defaults are the recipe of CoOp (arXiv 2109.01134, section 4.1).
 
+    What is left at None is the method's: its config's `default_recipe`, else CoOp's.
+
     Args:
         output_dir (`str`): where everything is written.
         overwrite_output_dir (`bool`): start anew in a folder that holds another run, whose checkpoints are removed.
         num_train_epochs (`int`, *optional*): default: the method's; CoOp takes 50 for 1 image a class,
-            100 for 2 to 4 and 200 for more, CoCoOp 10.
-        learning_rate (`float`): of the first epoch after warm-up; a cosine takes it down to 0, epoch by epoch.
+            100 for 2 to 4 and 200 for more.
+        learning_rate (`float`, *optional*): of the first epoch after warm-up; a cosine takes it down to 0, epoch by
+            epoch. Default: the method's, for CoOp 0.002.
         warmup_epochs (`int`), warmup_learning_rate (`float`): the constant rate of the first epochs.
         optim (`str`): "sgd", "adam" or "adamw".
         momentum (`float`): of SGD.
         weight_decay (`float`): of all optimizers.
         adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam and AdamW.
-        per_device_train_batch_size, per_device_eval_batch_size (`int`): images in each process at a time; the latter
-            also through the image tower.
+        per_device_train_batch_size (`int`, *optional*): images in each process at a time. Default: the method's, for
+            CoOp 32.
+        per_device_eval_batch_size (`int`): the same in evaluation, and through the image tower.
         gradient_accumulation_steps (`int`): batches to each update.
         dataloader_drop_last (`bool`): drop the last incomplete batch of an epoch, where there is a full one.
         dataloader_num_workers (`int`): processes that read and crop images with `image_views="online"`.
@@ -58,9 +64,11 @@ class CoOpTrainingArguments:
         default=False, metadata={"help": "Start anew in a folder that holds another run; its checkpoints are removed."}
     )
     num_train_epochs: int | None = field(
-        default=None, metadata={"help": "Default: 50 for 1 shot, 100 for 2 to 4, 200 for more; with CoCoOp 10."}
+        default=None, metadata={"help": "Default: the method's; CoOp's: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
     )
-    learning_rate: float = field(default=0.002, metadata={"help": "Peak learning rate of the cosine."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the cosine; default: the method's, 0.002 for CoOp."}
+    )
     warmup_epochs: int = field(default=1, metadata={"help": "First epochs, at a constant learning rate."})
     warmup_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the first epochs."})
     optim: str = field(default="sgd", metadata={"help": "sgd, adam or adamw."})
@@ -69,7 +77,9 @@ class CoOpTrainingArguments:
     adam_beta1: float = field(default=0.9, metadata={"help": "Of Adam and AdamW."})
     adam_beta2: float = field(default=0.999, metadata={"help": "Of Adam and AdamW."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Of Adam and AdamW."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in each process."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Images in each process; default: the method's, 32 for CoOp."}
+    )
     per_device_eval_batch_size: int = field(
         default=128, metadata={"help": "Images in each process, in evaluation and through the image tower."}
     )
@@ -160,6 +170,11 @@ class CoOpTrainingArguments:
         """All fields but the token."""
         return {name: value for name, value in asdict(self).items() if name != "hub_token"}
 
+    def with_recipe(self, recipe: Mapping[str, Any]) -> CoOpTrainingArguments:
+        """These arguments with what was left open filled in: from a method's `default_recipe`, else as CoOp's."""
+        recipe = {**PAPER_RECIPE, **recipe}
+        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+
     def learning_rate_at(self, epoch: int, num_train_epochs: int) -> float:
         """The learning rate throughout an epoch, as published: constant warm-up, then a cosine from its peak.
 
@@ -170,6 +185,7 @@ class CoOpTrainingArguments:
             epoch (`int`): from 0.
             num_train_epochs (`int`): of the run.
         """
+        assert self.learning_rate is not None
         if epoch < self.warmup_epochs:
             return self.warmup_learning_rate
         progress = (epoch - self.warmup_epochs) / num_train_epochs

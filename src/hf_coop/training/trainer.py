@@ -5,26 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch import nn
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
-from ..data.features import CachedImages, FreshCrops, encode_images, weights_fingerprint
+from ..data.checks import check_labelled_images
+from ..data.features import CachedImages, FreshCrops, weights_fingerprint
 from ..data.sources import broken_images
-from ..evaluation.metrics import classification_metrics
-from ..hub.model_card import CardDetails
+from ..hub import CardDetails
 from ..modeling import HFCoOp
-from ..tuners.coop.layer import tensor_versions
 from .arguments import CoOpTrainingArguments
 from .checkpoints import (
     TrainerState,
@@ -37,8 +34,12 @@ from .checkpoints import (
     save_checkpoint,
     set_random_states,
 )
-from .optimizers import make_accelerator, make_optimizer
+from .gradients import BatchGradients
+from .optimizers import make_optimizer
+from .processes import make_accelerator
 from .progress import TrainingProgress
+from .run import PromptRun
+from .signals import stop_on_signal
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,13 +49,13 @@ logger = logging.getLogger(__name__)
 Batch = Sequence[int]
 STOP_CHECK_STEPS = 10  # processes agree on whether to stop at every tenth update
 RECIPE = (  # the arguments that decide what is learned
-    *("learning_rate", "warmup_epochs", "warmup_learning_rate", "optim", "momentum", "weight_decay"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "dataloader_drop_last"),
-    *("image_views", "seed", "mixed_precision"),
+    *("optim", "num_train_epochs", "learning_rate", "warmup_epochs", "warmup_learning_rate", "momentum"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps"),
+    *("dataloader_drop_last", "image_views", "seed", "mixed_precision"),
 )
 
 
-class CoOpTrainer:
+class CoOpTrainer(PromptRun):
     """Trains the prompt of an [`HFCoOp`] on labelled images (CoOp, arXiv 2109.01134, section 4.1).
 
     The frozen image tower encodes each image (view) once, so a step costs the text side alone. The order of images is
@@ -84,23 +85,23 @@ class CoOpTrainer:
         eval_dataset: Dataset | None = None,
         callbacks: Sequence[Callable[[CoOpTrainer, dict[str, Any]], None]] = (),
     ) -> None:
-        self.model, self.args, self.callbacks = model, args or CoOpTrainingArguments(), callbacks
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
-                _check_dataset(dataset, name, model.classnames)
-        if train_dataset is not None and self.args.num_views is None and "image" not in train_dataset.column_names:
+                check_labelled_images(dataset, model.classnames, name)
+        args = args or CoOpTrainingArguments()
+        shots = max(Counter(train_dataset["label"][:]).values(), default=0) if train_dataset is not None else 0
+        args = args.with_recipe(model.prompt_config.default_recipe(shots))
+        self.train_dataset, self.callbacks = train_dataset, callbacks
+        if train_dataset is not None and args.num_views is None and "image" not in train_dataset.column_names:
             raise ValueError("image_views='online' makes crops of images, but train_dataset has image_embeds alone")
-        self.accelerator = make_accelerator(self.args)
-        if self.args.learn_temperature and not model.prompt_config.learn_temperature:
+        if args.learn_temperature and not model.prompt_config.learn_temperature:
             model.prompt_config.learn_temperature = True
             model.prompt_layer.active_learner.logit_scale = nn.Parameter(
                 model.clip.logit_scale.detach().float().clone()
             )
-        model.to(self.accelerator.device)
+        super().__init__(model, args, eval_dataset)
         self.state = TrainerState()
         self._readable: set[str] = set()  # data sets whose images have all been decoded once
-        self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None) -> TrainOutput:
         """Train to the end; the model then holds the learned prompt.
@@ -133,13 +134,13 @@ class CoOpTrainer:
         self._start(checkpoint)
         first_step = self.state.global_step
         try:
-            with self._progress_and_trackers(), _stop_on_signal() as self._stop_signal:
+            with self._progress_and_trackers(), stop_on_signal() as self._stop_signal:
                 for epoch in range(self.state.epoch, self.num_train_epochs):
                     self._train_epoch(epoch)
                     self._end_epoch(epoch)
                 self._check_prompt()
         finally:
-            self.model = self.accelerator.unwrap_model(self._parallel_model, keep_fp32_wrapper=False).eval()
+            self.model.eval()
         self.model.card_details = CardDetails(seed=args.seed, training=self._recipe())
         seconds = time.monotonic() - started
         metrics = {
@@ -155,10 +156,10 @@ class CoOpTrainer:
         dataset, device = self.train_dataset, self.accelerator.device
         assert dataset is not None
         labels = torch.tensor(dataset["label"][:])
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._parallel_model, self.optimizer = self.accelerator.prepare(
-            self.model, make_optimizer(parameters, self.args)
-        )
+        self._gradients = BatchGradients(self.model, self.accelerator)
+        for parameter in self._gradients.parameters:
+            broadcast(parameter.data)  # the first process's draw, should they have drawn differently
+        self.optimizer = self.accelerator.prepare(make_optimizer(self._gradients.parameters, self.args))
         self.state = TrainerState()
         run = {
             "base_model": weights_fingerprint(self.model.clip.vision_model, self.model.clip.text_model.base_layer),
@@ -180,10 +181,10 @@ class CoOpTrainer:
     def _recipe(self) -> dict[str, Any]:
         """The settings that decide what is learned."""
         settings = {name: getattr(self.args, name) for name in RECIPE}
-        return {**settings, "num_train_epochs": self.num_train_epochs, "train_batch_size": self.train_batch_size}
+        return {**settings, "train_batch_size": self.train_batch_size}
 
     def _train_epoch(self, epoch: int) -> None:
-        self._parallel_model.train()
+        self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate_at(epoch, self.num_train_epochs)
         updates = self.epoch_updates(epoch)[self.state.epoch_step :]
@@ -200,20 +201,13 @@ class CoOpTrainer:
 
     def _update(self, update: Sequence[Batch], stream: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step on one batch or, with gradient accumulation, several; gives loss and accuracy `(2,)`."""
-        accelerator, images = self.accelerator, sum(map(len, update))
-        measured = torch.zeros(2, device=accelerator.device)
-        for number, (batch, inputs) in enumerate(zip(update, stream, strict=False), start=1):
-            own = len(batch[accelerator.process_index :: accelerator.num_processes])
-            # Processes average their gradients; so each image weighs 1 / images in the end.
-            weight = own * accelerator.num_processes / images
-            synchronise = nullcontext() if number == len(update) else accelerator.no_sync(self._parallel_model)
-            with synchronise:
-                output = self._parallel_model(**inputs)
-                accelerator.backward(output.loss * weight)
-            hits = (output.logits.argmax(-1) == inputs["labels"]).float().mean()
-            measured += weight * torch.stack([output.loss.detach(), hits])
+        images = sum(map(len, update))
+        measured = torch.zeros(2, device=self.accelerator.device)
+        for batch, inputs in zip(update, stream, strict=False):
+            own = len(batch[self.accelerator.process_index :: self.accelerator.num_processes])
+            measured += self._gradients.add(inputs, weight=own / images)
+        self._gradients.merge()
         self.optimizer.step()
-        self.optimizer.zero_grad()
         return measured
 
     def _end_epoch(self, epoch: int) -> None:
@@ -243,12 +237,11 @@ class CoOpTrainer:
         """Images of a batch over all processes."""
         return self.args.per_device_train_batch_size * self.accelerator.num_processes
 
-    @cached_property
+    @property
     def num_train_epochs(self) -> int:
-        """The arguments', else the published number for as many images as the largest class has."""
-        assert self.train_dataset is not None
-        shots = max(Counter(self.train_dataset["label"][:]).values())
-        return self.args.num_train_epochs or self.model.prompt_config.default_num_train_epochs(shots)
+        """The arguments', else the method's."""
+        assert self.args.num_train_epochs is not None
+        return self.args.num_train_epochs
 
     def epoch_order(self, epoch: int) -> list[int]:
         """The order of the training images in an epoch, a pure function of seed and epoch. Override for another."""
@@ -275,7 +268,7 @@ class CoOpTrainer:
         """
         if not self._pending:
             return
-        rows = self.accelerator.reduce(torch.stack(self._pending), "mean").tolist()
+        rows = self.accelerator.reduce(torch.stack(self._pending), "sum").tolist()
         first = self.state.global_step - len(rows) + 1
         self._pending = []
         for step, (loss, accuracy) in enumerate(rows, start=first):
@@ -288,7 +281,9 @@ class CoOpTrainer:
     def _check_prompt(self) -> None:
         """Raise `FloatingPointError` where the last update has spoilt the prompt; its loss is measured before it."""
         image = torch.ones(1, self.model.clip.config.projection_dim, device=self.accelerator.device)
-        if not self._parallel_model(image_embeds=image).logits.isfinite().all():
+        with self.accelerator.autocast():
+            logits = self.model(image_embeds=image).logits
+        if not logits.isfinite().all():
             raise FloatingPointError(
                 self._not_finite(f"the logits are not finite after step {self.state.global_step}")
             )
@@ -361,127 +356,3 @@ class CoOpTrainer:
                 if broken := broken_images(dataset):
                     raise ValueError(next(iter(broken.values())))
                 self._readable.add(dataset._fingerprint)
-
-    def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
-        """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
-
-        One view is the processor's centre crop, several are random crops. The main process computes them. The trainer
-        keeps them, since finding them in the cache means hashing images and weights.
-        """
-        key, clip = (dataset._fingerprint, views), self.model.clip
-        versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
-        if key not in self._embeds or self._embeds[key][0] != versions:
-            with self.accelerator.main_process_first():
-                embeds = encode_images(
-                    self.model,
-                    dataset,
-                    views=views,
-                    random=views > 1,
-                    seed=self.args.seed,
-                    batch_size=self.args.per_device_eval_batch_size,
-                )
-            self._embeds[key] = versions, embeds
-        return self._embeds[key][1]
-
-    @torch.no_grad()
-    def predict(self, dataset: Dataset) -> PredictionOutput:
-        """Logits `(N, K)`, labels `(N,)` and metrics of a data set; several processes share the work.
-
-        Raises:
-            ValueError: the data set lacks a column, or its labels do not fit the model's classes.
-        """
-        _check_dataset(dataset, "dataset", self.model.classnames)
-        embeds = self.image_embeds(dataset)[:, 0]
-        logits = self._logits(embeds).cpu().numpy()
-        labels = np.asarray(dataset["label"][:])
-        probabilities = torch.from_numpy(logits).softmax(-1).numpy()
-        return PredictionOutput(logits, labels, classification_metrics(probabilities, labels, self.model.classnames))
-
-    def evaluate(self, dataset: Dataset | None = None) -> dict[str, Any]:
-        """Accuracy, top-5 accuracy, macro F1, per-class accuracy and expected calibration error.
-
-        Args:
-            dataset (`datasets.Dataset`, *optional*): default: `eval_dataset`.
-
-        Returns:
-            What [`classification_metrics`] returns, over each image once.
-
-        Raises:
-            ValueError: no data set, or it does not fit.
-        """
-        dataset = self.eval_dataset if dataset is None else dataset
-        if dataset is None:
-            raise ValueError("no data set to evaluate on: pass one, or give the trainer an eval_dataset")
-        return self.predict(dataset).metrics
-
-    def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""
-        accelerator, size = self.accelerator, self.args.per_device_eval_batch_size
-        share = math.ceil(len(embeds) / accelerator.num_processes)
-        rows = torch.arange(share) + accelerator.process_index * share
-        own = embeds[rows.clamp(max=len(embeds) - 1)]  # the last share may run over the end, cut off below
-        was_training = self.model.training
-        self.model.eval()
-        batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
-        self.model.train(was_training)
-        return accelerator.gather(torch.cat(batches))[: len(embeds)]
-
-    def save_model(self, output_dir: str | os.PathLike[str] | None = None) -> None:
-        """Write the adapter and its card, by the main process, into `output_dir` (default: the arguments')."""
-        if self.accelerator.is_main_process:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def push_to_hub(self, **kwargs: Any) -> Any:
-        """Push the prompt to `hub_model_id`, or to a repository of `output_dir`'s name, by the main process.
-
-        Args:
-            kwargs: as in [`HFCoOp.push_to_hub`].
-        """
-        if not self.accelerator.is_main_process:
-            return None
-        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
-        options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
-        return self.model.push_to_hub(name, **options)
-
-
-def _check_dataset(dataset: Dataset, name: str, classnames: Sequence[str]) -> None:
-    columns = dataset.column_names
-    if "label" not in columns or not {"image", "image_embeds"} & set(columns):
-        raise ValueError(f"{name} needs the columns 'image' and 'label'; it has {', '.join(columns)}")
-    if len(dataset) == 0:
-        raise ValueError(f"{name} has no images")
-    names = getattr(dataset.features["label"], "names", None)
-    for label, own in enumerate(names or []):
-        if own in classnames and classnames.index(own) != label:
-            raise ValueError(
-                f"{name} has other classes than the model: {own!r} is label {label} there and "
-                f"{classnames.index(own)} in the model"
-            )
-    if names is not None and len(names) != len(classnames):
-        raise ValueError(f"{name} has {len(names)} classes, the model has {len(classnames)}")
-    for row, label in enumerate(dataset["label"][:]):
-        if not isinstance(label, int) or not 0 <= label < len(classnames):
-            raise ValueError(
-                f"{name}: image {row} has the label {label!r}, but the model has {len(classnames)} classes"
-            )
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event set by Ctrl-C or SIGTERM, so that a step is finished first; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

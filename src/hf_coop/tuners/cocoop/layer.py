@@ -1,12 +1,12 @@
-"""`CoCoOpLayer`: CLIP's text tower with learned prompts that depend on the image."""
+"""`CoCoOpPromptLearner`: a context that depends on the image."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ...encoding.text_encoder import encode_prompts
-from ..coop.layer import CoOpLayer, PromptLearner
+from ...encoding import encode_prompts
+from ..layer import PromptLearner
 from .config import CoCoOpConfig
 
 
@@ -44,7 +44,6 @@ class CoCoOpPromptLearner(PromptLearner):
 
     def __init__(self, config: CoCoOpConfig, clip: nn.Module) -> None:
         super().__init__(config, clip)
-        self.config = config
         self.meta_net = MetaNet(clip.config.projection_dim, self.ctx.shape[-1]).to(self.ctx)
 
     def forward(self, text_model: nn.Module, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,9 +69,3 @@ class CoCoOpPromptLearner(PromptLearner):
             )
         ctx = self.ctx + self.meta_net(image_embeds)[:, None]  # (B, M, dim)
         return encode_prompts(text_model, self.layout, ctx, self.config.max_prompts_per_chunk)
-
-
-class CoCoOpLayer(CoOpLayer):
-    """[`CoOpLayer`] whose class features depend on the image: only [`HFCoOp`] can ask it for them."""
-
-    prompt_learner_cls = CoCoOpPromptLearner

@@ -1,14 +1,9 @@
 """CoOp (arXiv 2109.01134) as a PEFT method."""
 
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-
-from .config import CoOpConfig, PromptConfig
-from .layer import CoOpLayer, PromptLearner
+from ..registration import register_method
+from .config import CoOpConfig
 from .model import CoOpModel
 
-__all__ = ["CoOpConfig", "CoOpLayer", "CoOpModel", "PromptConfig", "PromptLearner"]
+__all__ = ["CoOpConfig", "CoOpModel"]
 
-# peft.utils.register_peft_method takes only names of PEFT's own enum; the tables behind it take any.
-PEFT_TYPE_TO_CONFIG_MAPPING["COOP"] = CoOpConfig
-PEFT_TYPE_TO_TUNER_MAPPING["COOP"] = CoOpModel
-PEFT_TYPE_TO_PREFIX_MAPPING["COOP"] = CoOpModel.prefix
+register_method(CoOpConfig, CoOpModel)

@@ -15,11 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.few_shot import few_shot_indices
-from ..evaluation.baselines import zero_shot_logits
+from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
 from ..modeling import HFCoOp
-from ..training.arguments import CoOpTrainingArguments
-from ..training.trainer import CoOpTrainer
-from . import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
+from ..training import CoOpTrainer, CoOpTrainingArguments
 
 N_CTX = 16
 # Chosen on the few-shot pool (the images of it that are not among the shots), never on the test images.
@@ -61,7 +59,7 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
 
     test_features, test_labels = trainer.image_embeds(test)[:, 0], np.asarray(test["label"][:])
     guesses = {
-        template: zero_shot_logits(model, test_features, template).argmax(-1).numpy()
+        template: model.zero_shot_logits(test_features, template).argmax(-1).numpy()
         for template in HAND_WRITTEN_TEMPLATES
     }
     by_template = {template: float((guess == test_labels).mean()) for template, guess in guesses.items()}

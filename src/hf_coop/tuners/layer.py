@@ -1,26 +1,31 @@
-"""`CoOpLayer`: CLIP's text tower with learned prompts in it."""
+"""`PromptLayer`: CLIP's text tower with learned prompts in it, and `PromptLearner`, what a method learns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...encoding.text_encoder import encode_prompts
+from ..encoding import encode_prompts
 from .config import PromptConfig
 
 CTX_INIT_STD = 0.02
 
 
 class PromptLearner(nn.Module):
-    """The learned context of one adapter and the layout of its class prompts (CoOp, section 3.2).
+    """The learned context of one adapter and the layout of its class prompts (CoOp, arXiv 2109.01134, section 3.2).
+
+    A method that learns more, makes its class prompts otherwise or has another objective overrides `forward`,
+    `losses` and `merge_gradients`.
 
     Args:
-        config ([`CoOpConfig`]): tokenised.
+        config ([`PromptConfig`]): tokenised.
         clip (`CLIPModel`): the model it is for; gives sizes, word embeddings for `ctx_init`, and `logit_scale`.
 
     Attributes:
@@ -31,6 +36,7 @@ class PromptLearner(nn.Module):
 
     def __init__(self, config: PromptConfig, clip: nn.Module) -> None:
         super().__init__()
+        self.config = config
         self.layout = config.layout()
         words = clip.text_model.embeddings.token_embedding.weight
         self.ctx = nn.Parameter(self.initial_context(config, words.detach()))
@@ -42,7 +48,7 @@ class PromptLearner(nn.Module):
     def initial_context(config: PromptConfig, words: torch.Tensor) -> torch.Tensor:
         """Embeddings of the words of `ctx_init`, or a draw from N(0, 0.02²), made on CPU for any device alike."""
         shape = [config.n_ctx, words.shape[1]]
-        if getattr(config, "class_specific_context", False):
+        if config.class_specific_context:
             shape.insert(0, len(config.classnames))
         if config.ctx_token_ids is not None:
             return words[config.ctx_token_ids].expand(shape).clone()
@@ -56,7 +62,7 @@ class PromptLearner(nn.Module):
 
         Args:
             text_model (`CLIPTextModel`): the tower.
-            image_embeds: not used by CoOp, whose prompts do not depend on the image.
+            image_embeds: not used here, where prompts do not depend on the image.
         """
         parameters = chain(self.parameters(), text_model.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
@@ -77,39 +83,74 @@ class PromptLearner(nn.Module):
         vectors = self.ctx.flatten(0, -2)  # (C, dim)
         return encode_prompts(text_model, self.layout, vectors[None])[0]
 
+    def losses(
+        self,
+        model: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        image_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """What training minimises. Nearly always one loss; several where their gradients are not simply added.
+
+        Args:
+            model ([`HFCoOp`]): gives `template_embeddings` and `logit_scale`.
+            logits (`torch.Tensor` of shape `(B, K)`), labels (`torch.Tensor` of shape `(B,)`).
+            image_embeds (`torch.Tensor` of shape `(B, D)`), class_embeds (`torch.Tensor` of shape `(K, D)`, or
+                `(B, K, D)` where prompts depend on the image): normalised.
+
+        Returns:
+            Scalars, means over the images; the first is what is shown as the loss.
+        """
+        return (F.cross_entropy(logits, labels),)
+
+    def merge_gradients(self, *gradients: torch.Tensor) -> torch.Tensor:
+        """One parameter's gradient from those of each of `losses`, over the whole batch: their sum."""
+        return torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
+
+    def one_loss(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A scalar with the value of the first of `losses`, whose gradient is what `merge_gradients` makes of theirs.
+
+        So `loss.backward()` is right for every method, wherever one process sees the whole batch.
+        """
+        if len(losses) == 1 or not losses[0].requires_grad:
+            return losses[0]
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        each = [torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in losses]
+        merged = [self.merge_gradients(*gradients) for gradients in zip(*each, strict=True)]
+        carriers = [(p - p.detach()).mul(g).sum() for p, g in zip(parameters, merged, strict=True)]
+        return losses[0].detach() + torch.stack(carriers).sum()
+
 
 def tensor_versions(module: nn.Module) -> list[tuple[int, Any]]:
     """What changes when a parameter of `module` is replaced or written to; always new for those of inference mode."""
     return [(x.data_ptr(), object() if x.is_inference() else x._version) for x in module.parameters()]
 
 
-class CoOpLayer(nn.Module, BaseTunerLayer):
+class PromptLayer(nn.Module, BaseTunerLayer):
     """Replaces `CLIPModel.text_model`. With `input_ids` it is the untouched tower; without, it gives class features.
 
     So the unmodified `CLIPModel.forward(pixel_values=…)` returns `logits_per_image` of shape `(batch, K)`.
 
     Args:
         base_layer (`CLIPTextModel`): the tower.
-        adapter_name (`str`), config ([`CoOpConfig`]): the first adapter.
-        clip (`CLIPModel`): the model that `base_layer` belongs to.
+        adapter_name (`str`), learner ([`PromptLearner`]): the first adapter.
     """
 
     adapter_layer_names = ("prompt_learner",)
-    prompt_learner_cls = PromptLearner
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: PromptConfig, clip: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, learner: PromptLearner) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.prompt_learner = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, clip)
+        self.add_learner(adapter_name, learner)
 
-    def update_layer(self, adapter_name: str, config: PromptConfig, clip: nn.Module) -> None:
-        """Add an adapter, on the tower's device."""
-        learner = self.prompt_learner_cls(config, clip)
+    def add_learner(self, adapter_name: str, learner: PromptLearner) -> None:
+        """Add an adapter."""
         self.prompt_learner[adapter_name] = learner
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.set_adapter(self.active_adapters, inference_mode=learner.config.inference_mode)
 
     @property
     def active_learner(self) -> PromptLearner:

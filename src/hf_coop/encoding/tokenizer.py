@@ -1,0 +1,39 @@
+"""The tokenizer of a CLIP, from wherever the CLIP came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer, CLIPModel
+
+
+def base_revision(model: CLIPModel) -> str | None:
+    """The commit that `model` was loaded at, where it comes from the Hub: its other files are read at the same."""
+    return getattr(model.config, "_commit_hash", None)
+
+
+def load_tokenizer(model: CLIPModel, name_or_path: str | None = None, **hub: Any) -> Any:
+    """The tokenizer of `model`, or the one that `name_or_path` names.
+
+    Args:
+        model (`CLIPModel`): whose files are looked at, at the commit that it was loaded at.
+        name_or_path (`str`, *optional*): another repository or folder.
+        hub: `token`, `cache_dir`, `local_files_only`, as in `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = name_or_path or model.name_or_path
+    try:
+        if not name:
+            raise OSError("the model was not loaded from a folder or repository")
+        own = name == model.name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=base_revision(model) if own else None, **hub)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder with no vocabulary
+            raise OSError("it has no vocabulary")
+        return tokenizer
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"no tokenizer found at {name!r} ({error}); pass tokenizer_name_or_path, a folder or repository that "
+            "has the base model's tokenizer"
+        ) from error

@@ -1,0 +1,80 @@
+"""Adapters pushed to the Hub, in one commit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+
+from ..errors import root_message
+from .adapter_files import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, fetch_adapter, read_adapter_config
+
+REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    files: Sequence[str] = ADAPTER_FILES,
+    *,
+    commit_message: str = "Upload prompt with hf-coop",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
+
+    The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
+    of the repository.
+
+    Args:
+        folder: of `save_pretrained`.
+        repo_id (`str`): `user/name`; made if needed.
+        files (`Sequence[str]`): what to push, relative to `folder`; those that are missing are left out.
+        commit_message, commit_description, private, token, revision, create_pr: as in
+            `transformers.PreTrainedModel.push_to_hub`. `revision` is a branch, made if needed.
+
+    Raises:
+        ValueError: the folder holds no sound adapter.
+        OSError: the upload failed; nothing of it is on the Hub.
+    """
+    files = [name for name in files if os.path.isfile(os.path.join(folder, name))]
+    configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
+    for name in configs:
+        config = read_adapter_config(fetch_adapter(folder, os.path.dirname(name)))
+    if os.path.isdir(base := config.base_model_name_or_path or ""):
+        warnings.warn(
+            f"the base model {base!r} is a folder of this machine: others must pass base_model_name_or_path to load "
+            "the prompt",
+            stacklevel=2,
+        )
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        return api.create_commit(
+            url.repo_id,
+            [_addition(folder, name, url.repo_id) for name in files],
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # the client raises errors of many kinds
+        raise OSError(
+            f"cannot push to {repo_id!r}: {root_message(error)}. Nothing was committed, and local files are as they "
+            "were: check the connection and that your token may write there (hf auth login), then push again"
+        ) from error
+
+
+def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
+    content = Path(folder, name).read_bytes()
+    if name == CARD_FILE:
+        content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
+    return CommitOperationAdd(name.replace(os.sep, "/"), content)

@@ -1,0 +1,120 @@
+"""`PromptRun`: what a run does beside training: image features, predictions, saving and pushing."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.trainer_utils import PredictionOutput
+
+from ..data.checks import check_labelled_images
+from ..data.features import encode_images
+from ..evaluation import classification_metrics
+from ..modeling import HFCoOp
+from ..tuners.layer import tensor_versions
+from .arguments import CoOpTrainingArguments
+from .processes import make_accelerator
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class PromptRun:
+    """A model with the processes that work on it.
+
+    Args:
+        model ([`HFCoOp`]): moved to the accelerator's device.
+        args ([`CoOpTrainingArguments`]): precision, batch sizes, folders.
+        eval_dataset (`datasets.Dataset`, *optional*): what `evaluate` measures on unless told.
+    """
+
+    def __init__(self, model: HFCoOp, args: CoOpTrainingArguments, eval_dataset: Dataset | None = None) -> None:
+        self.model, self.args, self.eval_dataset = model, args, eval_dataset
+        self.accelerator = make_accelerator(args)
+        model.to(self.accelerator.device)
+        self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
+
+    def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
+        """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
+
+        One view is the processor's centre crop, several are random crops. The main process computes them. The trainer
+        keeps them, since finding them in the cache means hashing images and weights.
+        """
+        key, clip = (dataset._fingerprint, views), self.model.clip
+        versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
+        if key not in self._embeds or self._embeds[key][0] != versions:
+            with self.accelerator.main_process_first():
+                embeds = encode_images(
+                    self.model,
+                    dataset,
+                    views=views,
+                    random=views > 1,
+                    seed=self.args.seed,
+                    batch_size=self.args.per_device_eval_batch_size,
+                )
+            self._embeds[key] = versions, embeds
+        return self._embeds[key][1]
+
+    @torch.no_grad()
+    def predict(self, dataset: Dataset) -> PredictionOutput:
+        """Logits `(N, K)`, labels `(N,)` and metrics of a data set; several processes share the work.
+
+        Raises:
+            ValueError: the data set lacks a column, or its labels do not fit the model's classes.
+        """
+        check_labelled_images(dataset, self.model.classnames)
+        embeds = self.image_embeds(dataset)[:, 0]
+        logits = self._logits(embeds).cpu().numpy()
+        labels = np.asarray(dataset["label"][:])
+        probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+        return PredictionOutput(logits, labels, classification_metrics(probabilities, labels, self.model.classnames))
+
+    def evaluate(self, dataset: Dataset | None = None) -> dict[str, Any]:
+        """Accuracy, top-5 accuracy, macro F1, per-class accuracy and expected calibration error.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): default: `eval_dataset`.
+
+        Returns:
+            What [`classification_metrics`] returns, over each image once.
+
+        Raises:
+            ValueError: no data set, or it does not fit.
+        """
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ValueError("no data set to evaluate on: pass one, or give the trainer an eval_dataset")
+        return self.predict(dataset).metrics
+
+    def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""
+        accelerator, size = self.accelerator, self.args.per_device_eval_batch_size
+        share = math.ceil(len(embeds) / accelerator.num_processes)
+        rows = torch.arange(share) + accelerator.process_index * share
+        own = embeds[rows.clamp(max=len(embeds) - 1)]  # the last share may run over the end, cut off below
+        was_training = self.model.training
+        self.model.eval()
+        batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
+        self.model.train(was_training)
+        return accelerator.gather(torch.cat(batches))[: len(embeds)]
+
+    def save_model(self, output_dir: str | os.PathLike[str] | None = None) -> None:
+        """Write the adapter and its card, by the main process, into `output_dir` (default: the arguments')."""
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def push_to_hub(self, **kwargs: Any) -> Any:
+        """Push the prompt to `hub_model_id`, or to a repository of `output_dir`'s name, by the main process.
+
+        Args:
+            kwargs: as in [`HFCoOp.push_to_hub`].
+        """
+        if not self.accelerator.is_main_process:
+            return None
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+        options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
+        return self.model.push_to_hub(name, **options)

@@ -1,0 +1,229 @@
+"""`PromptConfig`: what every learned prompt is made of, whatever the method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers import CLIPModel
+
+from ..encoding.prompts import (
+    PromptLayout,
+    TokenizedClassnames,
+    check_classnames,
+    clean_classname,
+    tokenize_classnames,
+)
+from ..version import __version__
+
+MAX_N_CTX = MAX_TOKEN_IDS = 1024  # in one prompt, so that a config cannot ask for any memory; CLIP has 77 positions
+LEGACY_EOS_TOKEN_ID = 2  # what old CLIP configs say; such towers pool at the highest token id, which is EOS
+
+
+class PromptType(str):
+    """The name of a method, with the `value` that members of PEFT's own `PeftType` have, which cannot be added to."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """What the prompts of all methods have in common; use the config of a method, such as [`CoOpConfig`].
+
+    A method's config class adds the method's own options as fields: those with a `help` in their metadata are options
+    of the `hf-coop` command too. Its class attributes say the rest that is to be known of the method.
+
+    Attributes:
+        label (`str`): the method as its paper spells it, "CoOp". In lower case it is the `method` of
+            [`HFCoOp.from_clip`] and the command, in upper case the `peft_type`.
+        citation (`str`): the paper, in BibTeX.
+        default_ctx_init (`str`, *optional*), default_n_ctx (`int`): what the context starts from unless told.
+        depends_on_image (`bool`): whether each image has class prompts of its own.
+        also_learned (`str`): what the method learns besides context vectors, for the model card.
+        class_token_position (`str`), class_specific_context (`bool`): as in [`CoOpConfig`], for methods that have no
+            such options.
+
+    Args:
+        classnames (`list[str]`): one name a class, in label order. Underscores become spaces in the prompt.
+        n_ctx (`int`, *optional*): context vectors M. Default: the number of BPE tokens of `ctx_init`.
+        ctx_init (`str`, *optional*): words whose embeddings the context starts from, "a photo of a". Where only
+            `n_ctx` is given, the context is drawn from a normal distribution with standard deviation 0.02; where
+            neither is, the method says (16 random vectors for CoOp).
+        learn_temperature (`bool`): also learn CLIP's `logit_scale`, saved with the adapter.
+        tokenizer_name_or_path (`str`, *optional*): default: the base model's.
+        token_ids, name_lengths, ctx_token_ids: class names and `ctx_init` as token ids
+            (`prompts.TokenizedClassnames`), filled in when the adapter is put on a model, so that it loads without a
+            tokenizer.
+        hf_coop_version (`str`): the version that wrote the config.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the value that is wrong.
+    """
+
+    label: ClassVar[str]
+    citation: ClassVar[str]
+    default_ctx_init: ClassVar[str | None] = None
+    default_n_ctx: ClassVar[int] = 16
+    depends_on_image: ClassVar[bool] = False
+    also_learned: ClassVar[str] = ""
+    class_token_position = "end"
+    class_specific_context = False
+
+    classnames: list[str] = None  # type: ignore[assignment]
+    n_ctx: int | None = field(default=None, metadata={"help": "Context vectors; default: the method's."})
+    ctx_init: str | None = field(default=None, metadata={"help": "Words to start from, 'a photo of a'."})
+    learn_temperature: bool = False
+    tokenizer_name_or_path: str | None = None
+    token_ids: list[list[int]] | None = None
+    name_lengths: list[int] | None = None
+    ctx_token_ids: list[int] | None = None
+    target_modules: list[str] = field(default_factory=lambda: ["text_model"])
+    hf_coop_version: str = __version__
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PromptConfig:
+        own = {field.name for field in fields(cls)}
+        for name in kwargs.keys() - own:
+            owners = [config.label for config in registered_configs() if name in config.__dataclass_fields__]
+            if owners:
+                raise ValueError(
+                    f"{name}={kwargs[name]!r:.80} is an option of {', '.join(owners)}, not of {cls.label}, which has "
+                    f"{', '.join(option_fields(cls))}"
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PromptType(self.label.upper())
+        if self.n_ctx is None and self.ctx_init is None:
+            self.n_ctx, self.ctx_init = self.default_n_ctx, self.default_ctx_init
+        # PEFT builds a config without arguments in places; the names are then checked when a model is made.
+        if self.classnames is not None:
+            self.classnames = check_classnames(self.classnames)
+        if self.ctx_init is not None and not (isinstance(self.ctx_init, str) and clean_classname(self.ctx_init)):
+            raise ValueError(f"ctx_init must hold words such as 'a photo of a', got {self.ctx_init!r}")
+        if self.n_ctx is not None and (type(self.n_ctx) is not int or not 1 <= self.n_ctx <= MAX_N_CTX):
+            raise ValueError(f"n_ctx must be a whole number from 1 to {MAX_N_CTX}, got {self.n_ctx!r:.40}")
+        self._check_flags("learn_temperature")
+        self._check_peft_fields()
+        self._check_token_ids()
+        self._check_ctx_token_ids()
+
+    def _check_peft_fields(self) -> None:
+        for name in ("base_model_name_or_path", "revision", "tokenizer_name_or_path"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise TypeError(f"{name} must be a string, got {value!r:.80}")
+        if self.task_type is not None:  # PEFT would make a model of another class than HFCoOp for it
+            raise ValueError(f"task_type must be left out, got {self.task_type!r:.80}")
+        if self.target_modules != ["text_model"]:
+            raise ValueError(f"target_modules must be ['text_model'], got {self.target_modules!r:.80}")
+
+    def _check_flags(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _check_token_ids(self) -> None:
+        if self.token_ids is None and self.name_lengths is None:
+            return
+        n_classes = len(self.classnames or [])
+        for name, values in (("token_ids", self.token_ids), ("name_lengths", self.name_lengths)):
+            if not isinstance(values, list) or len(values) != n_classes:
+                found = f"{len(values)} entries" if isinstance(values, list) else repr(values)
+                raise ValueError(f"{name} must hold one entry for each of the {n_classes} class names, found {found}")
+        ends = set()
+        for name, ids, length in zip(self.classnames, self.token_ids, self.name_lengths, strict=True):  # type: ignore[arg-type]
+            whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+            if not whole or not 3 <= len(ids) <= MAX_TOKEN_IDS:
+                raise ValueError(
+                    f"token_ids of class name {name!r} must be 3 to {MAX_TOKEN_IDS} ids from start to end"
+                )
+            if type(length) is not int or not 1 <= length <= len(ids) - 2:
+                raise ValueError(f"name_lengths of class name {name!r} is {length!r}, its tokens are {ids}")
+            ends.add((ids[0], ids[-1]))
+        if len(ends) > 1:
+            raise ValueError(f"token_ids start and end with different tokens: {sorted(ends)[:4]}")
+
+    def _check_ctx_token_ids(self) -> None:
+        ids = self.ctx_token_ids
+        if ids is None:
+            return
+        whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+        if not whole or len(ids) != self.n_ctx:
+            raise ValueError(f"ctx_token_ids must be n_ctx={self.n_ctx} token ids, got {ids!r:.80}")
+
+    @classmethod
+    def default_recipe(cls, num_shots: int) -> dict[str, Any]:
+        """The published training arguments, where they are not the defaults of `CoOpTrainingArguments`.
+
+        Those of CoOp: 50 epochs for 1 image a class, 100 for 2 to 4, 200 for more.
+
+        Args:
+            num_shots (`int`): training images of the largest class.
+        """
+        return {"num_train_epochs": 50 if num_shots <= 1 else 100 if num_shots <= 4 else 200}
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether anything is still words only."""
+        return self.token_ids is None or (self.ctx_init is not None and self.ctx_token_ids is None)
+
+    def tokenize(self, tokenizer: Any) -> None:
+        """Fill in `token_ids` and `name_lengths`, and for `ctx_init` also `ctx_token_ids` and `n_ctx`."""
+        if self.ctx_init is not None and (self.ctx_init, self.n_ctx) == (self.default_ctx_init, self.default_n_ctx):
+            self.n_ctx = None  # 4 in CLIP's vocabulary, another number in the small ones of test models
+        if not self.classnames:
+            raise ValueError("the config has no classnames: give one name a class, in label order")
+        if self.ctx_init is not None:
+            ids = list(tokenizer(clean_classname(self.ctx_init), add_special_tokens=False)["input_ids"])
+            if not ids:
+                raise ValueError(f"ctx_init={self.ctx_init!r} has no tokens in this model's vocabulary")
+            if self.n_ctx not in (None, len(ids)):
+                raise ValueError(
+                    f"n_ctx={self.n_ctx} is in conflict with ctx_init={self.ctx_init!r}, which is {len(ids)} "
+                    "tokens: leave one of the two out"
+                )
+            self.n_ctx, self.ctx_token_ids = len(ids), ids
+        self.token_ids, self.name_lengths = tokenize_classnames(tokenizer, self.classnames)
+
+    def check_fits(self, model: CLIPModel) -> None:
+        """Raise `ValueError` unless the model's vocabulary has the token ids, and its text tower their room."""
+        text_config, token_ids = model.config.text_config, self.token_ids or []
+        largest = max(i for ids in (*token_ids, self.ctx_token_ids or []) for i in ids)
+        eos = token_ids[0][-1]
+        if largest >= text_config.vocab_size or text_config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
+            raise ValueError(
+                f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
+                f"{model.name_or_path!r} ({text_config.vocab_size} tokens, end token {text_config.eos_token_id}): "
+                "it was made for a model with another tokenizer"
+            )
+        longest = max(range(len(token_ids)), key=lambda k: len(token_ids[k]))  # all at once may be too many to lay out
+        self.layout([longest]).check_fits(text_config.max_position_embeddings, [self.classnames[longest]])
+
+    def layout(self, classes: Sequence[int] | None = None) -> PromptLayout:
+        """The token layout of the class prompts, or of those of some `classes` only."""
+        assert self.token_ids is not None
+        assert self.name_lengths is not None
+        assert self.n_ctx is not None
+        names = TokenizedClassnames(self.token_ids, self.name_lengths)
+        if classes is not None:
+            names = TokenizedClassnames(
+                [names.token_ids[k] for k in classes], [names.name_lengths[k] for k in classes]
+            )
+        return PromptLayout.build(names, self.n_ctx, self.class_token_position, self.class_specific_context)
+
+
+def registered_configs() -> list[type[PromptConfig]]:
+    """The config classes of all methods that are registered with PEFT, in the order of registration."""
+    return [config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if issubclass(config, PromptConfig)]
+
+
+def option_fields(config_class: type[PromptConfig]) -> dict[str, Field]:
+    """The fields of a config that are options of the command: those with a help."""
+    return {field.name: field for field in fields(config_class) if "help" in field.metadata}

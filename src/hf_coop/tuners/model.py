@@ -1,0 +1,131 @@
+"""`PromptModel`: puts learned prompts on a CLIPModel, the way PEFT's own tuners do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers import CLIPModel
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from ..encoding import base_revision, load_tokenizer
+from .config import PromptConfig
+from .layer import PromptLayer, PromptLearner
+
+
+class PromptModel(BaseTuner):
+    """The tuner of all methods: freezes CLIP and trains what the method's prompt learner holds.
+
+    Made by `peft.get_peft_model(clip, CoOpConfig(classnames=[…]))` or by [`HFCoOp`].
+
+    Attributes:
+        prompt_learner_cls (`type`): what the method learns; a method's own tuner names it.
+
+    Args:
+        model (`CLIPModel`): the model to adapt.
+        config ([`PromptConfig`]): what to learn.
+        adapter_name (`str`): defaults to `"default"`.
+
+    Raises:
+        ValueError: the model is no CLIP with a causal text tower, no tokenizer is found, or a prompt is too long.
+    """
+
+    prefix: str = "prompt_learner"
+    tuner_layer_cls = PromptLayer
+    prompt_learner_cls: type[PromptLearner] = PromptLearner
+    target_module_mapping = {"clip": ["text_model"]}  # noqa: RUF012 - as in PEFT's tuners
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self._temperature_hook = model.register_forward_hook(self._apply_learned_temperature, with_kwargs=True)
+
+    def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
+        """Every check that needs the model, before anything of it is changed."""
+        if not isinstance(model, CLIPModel):
+            raise ValueError(
+                f"{type(peft_config).__name__} needs a transformers.CLIPModel (a CLIP with a causal text tower), "
+                f"got {type(model).__name__}"
+            )
+        if peft_config.needs_tokenizer:
+            peft_config.tokenize(load_tokenizer(model, peft_config.tokenizer_name_or_path))
+        peft_config.check_fits(model)
+        if peft_config.revision is None and peft_config.base_model_name_or_path in (None, model.name_or_path):
+            peft_config.revision = base_revision(model)
+
+    def _create_and_replace(
+        self,
+        peft_config: PromptConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        learner = self.prompt_learner_cls(peft_config, self.model)
+        if isinstance(target, PromptLayer):
+            target.add_learner(adapter_name, learner)
+        else:
+            self._replace_module(parent, target_name, PromptLayer(target, adapter_name, learner), target)
+
+    def _apply_learned_temperature(
+        self, clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> CLIPOutput | None:
+        """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
+        layer = clip.text_model
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
+            return None
+        scale = getattr(layer.active_learner, "logit_scale", None)
+        if scale is None:
+            return None
+        output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
+        output.logits_per_text = output.logits_per_image.t()
+        return output
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        """Give back the plain CLIPModel; prompts cannot be merged into its weights."""
+        if merge:
+            raise ValueError("learned prompts cannot be merged into CLIP's weights; use unload() to take them off")
+        self._temperature_hook.remove()
+        self.model.text_model = self.model.text_model.get_base_layer()  # PEFT's own way wants a layer with a weight
+        del self.model.peft_config
+        return self.model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f".{cls.prefix}.{adapter_name}.", f".{cls.prefix}.")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PromptConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        expected = {
+            name: parameter for name, parameter in model.named_parameters() if f".{cls.prefix}.{adapter_name}." in name
+        }
+        check_adapter_tensors(
+            {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in expected.items()},
+            {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in remapped.items()},
+        )
+        return remapped
+
+
+def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` unless `found` has just the names and shapes of `expected` and is finite throughout."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"adapter_model.safetensors does not fit adapter_config.json: missing tensors {missing}, "
+            f"unknown tensors {unknown[:8]}"
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"adapter_model.safetensors: {name} has shape {tuple(tensor.shape)}, but adapter_config.json and the "
+                f"base model make it {tuple(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter_model.safetensors: {name} holds values that are not finite numbers")
