@@ -160,6 +160,7 @@ class HFCoOp(HubMixin, PeftModel):
         pixel_values: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        class_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Logits `(B, K)` in fp32, and the method's losses (`PromptLearner.losses`; none without labels).
 
@@ -168,6 +169,7 @@ class HFCoOp(HubMixin, PeftModel):
 
         Args:
             pixel_values, image_embeds, labels: as in [`forward`].
+            class_embeds (`torch.Tensor` of shape `(K, D)`, *optional*): default: those of [`class_embeddings`].
         """
         if image_embeds is None:
             if pixel_values is None:
@@ -176,7 +178,7 @@ class HFCoOp(HubMixin, PeftModel):
                 raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
             image_embeds = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         images = F.normalize(image_embeds.float(), dim=-1)
-        classes = self.class_embeddings(images)  # (K, D) or (B, K, D)
+        classes = self.class_embeddings(images) if class_embeds is None else class_embeds  # (K, D) or (B, K, D)
         logits = self.logit_scale.exp() * (images[:, None] @ classes.mT)[:, 0]
         learner = self.prompt_layer.active_learner
         losses = () if labels is None else learner.losses(self, logits, labels, images, classes)
@@ -195,10 +197,14 @@ class HFCoOp(HubMixin, PeftModel):
         versions = tensor_versions(self.clip.text_projection)
         if self._embeds_cache is not None and self._embeds_cache[0] is pooled and self._embeds_cache[1] == versions:
             return self._embeds_cache[2]
-        embeds = F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
+        embeds = self.project(pooled)
         reusable = pooled.ndim == 2 and not embeds.requires_grad
         self._embeds_cache = (pooled, versions, embeds) if reusable else None
         return embeds
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled features of the text tower `(…, dim)` to normalised embeddings `(…, D)`, in fp32."""
+        return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
 
     def template_embeddings(self, templates: str | Sequence[str] = DEFAULT_TEMPLATE) -> torch.Tensor:
         """Class embeddings `(K, D)` of hand-written prompts instead, several averaged. Those asked for last are kept.

@@ -7,10 +7,11 @@ and including EOS, is the class's *tail*. Nothing comes after EOS: the tower is 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -190,6 +191,15 @@ class PromptLayout:
 
     def _split(self, size: int) -> list[PromptLayout]:
         return [self.select(start, start + size) for start in range(0, len(self), size)]
+
+    def shares(self, count: int) -> list[PromptLayout]:
+        """The layout in `count` parts of about equal numbers of tokens, made once. With few tails some are empty."""
+        return [self] if count == 1 else self.once(PromptLayout._shares, count)
+
+    def _shares(self, count: int) -> list[PromptLayout]:
+        middles = [end - len(tail) / 2 for end, tail in zip(accumulate(map(len, self.tails)), self.tails, strict=True)]
+        cuts = [bisect(middles, self.n_tail_tokens * part / count) for part in range(count + 1)]
+        return [self.select(start, stop) for start, stop in pairwise(cuts)]
 
     def once(self, make: Callable[..., Any], *args: Hashable) -> Any:
         """`make(layout, *args)`, made once for these arguments and kept with the layout."""

@@ -2,54 +2,157 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 
+from ..encoding import PromptLayout
 from ..modeling import HFCoOp
+from .processes import gather_parts, gather_shares, own_share
+
+LOGITS_AT_A_TIME = 2**23  # of images x classes, so that memory stays bounded however many images a batch has
 
 
 class BatchGradients:
     """Adds up the gradients of a method's losses over the parts of a batch, and merges them when all is there.
 
-    Several losses are kept apart until then, because how they are merged (`PromptLearner.merge_gradients`) may depend
-    on the whole batch.
+    The text tower is the work, so several processes share the classes: each encodes its part of the K prompts, all
+    see the K class embeddings and so the same loss, and each goes back through its own part. Where class prompts
+    depend on the image, or the image tower is trained too, they share the images instead. Both give what one process
+    gives.
+
+    Several losses are kept apart until all is added, because how they are merged (`PromptLearner.merge_gradients`) may
+    depend on the whole batch.
 
     Args:
         model ([`HFCoOp`]): what is trained.
         accelerator (`Accelerator`): precision, loss scale and processes.
+        anchor (`tuple[float, str]`, *optional*): weight and template of a term that holds class embeddings near those
+            of hand-written prompts: `weight * (1 - mean over classes of their cosine)`.
+        weight_decay (`float`): of a term `weight_decay / 2 * |parameters|^2`.
 
     Attributes:
         parameters (`list[nn.Parameter]`): what the gradients are of.
+        text_passes (`int`): forward and backward passes of the text tower so far.
     """
 
-    def __init__(self, model: HFCoOp, accelerator: Accelerator) -> None:
-        self.model, self.accelerator = model, accelerator
+    def __init__(
+        self,
+        model: HFCoOp,
+        accelerator: Accelerator,
+        anchor: tuple[float, str] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.model, self.accelerator, self.anchor, self.weight_decay = model, accelerator, anchor, weight_decay
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.text_passes = 0
+        trains_images = any(parameter.requires_grad for parameter in model.clip.vision_model.parameters())
+        self.shares_images = model.prompt_config.depends_on_image or trains_images
         self._sums: list[list[torch.Tensor]] = []  # of each loss, of each parameter
 
-    def add(self, inputs: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+    def rows(self, batch: Sequence[int], encoded: bool) -> Sequence[int]:
+        """The images of a batch that this process needs: all, where they are encoded and classes are shared."""
+        if encoded and not self.shares_images:
+            return batch
+        own = own_share(self.accelerator, len(batch))
+        return batch[own.start : own.stop] or batch[:1]  # where there are none, one that will weigh nothing
+
+    def add(self, inputs: dict[str, torch.Tensor], size: int, weight: float = 1.0) -> torch.Tensor:
         """Add the gradients of some images.
 
         Args:
-            inputs (`dict[str, torch.Tensor]`): as [`HFCoOp.logits_and_losses`] takes them.
-            weight (`float`): the images' share of the whole batch.
+            inputs (`dict[str, torch.Tensor]`): of `rows`, as [`HFCoOp.logits_and_losses`] takes them.
+            size (`int`): how many images those of all processes are.
+            weight (`float`): their share of the whole batch.
 
         Returns:
-            Loss and accuracy `(2,)`, times `weight`.
+            Loss and accuracy `(2,)`, times `weight`; the sum over processes is that of all images.
         """
+        self.text_passes += 1
+        if self.shares_images:
+            own = len(own_share(self.accelerator, size))
+            with self.accelerator.autocast():
+                logits, losses = self.model.logits_and_losses(**inputs)
+            weight *= own / size
+            self._add(self._gradients(losses, weight, self.parameters))
+            return self._measured(logits, losses, inputs["labels"], weight)
+        return self._add_through_classes(*self._all_images(inputs, size), weight)
+
+    def _all_images(self, inputs: dict[str, torch.Tensor], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings `(size, D)` and labels of the images, those of fresh crops gathered from all processes."""
+        if "image_embeds" in inputs:
+            return inputs["image_embeds"], inputs["labels"]
+        with torch.no_grad(), self.accelerator.autocast():
+            embeds = self.model.clip.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output.float()
+        own = len(own_share(self.accelerator, size))
+        return tuple(gather_shares(self.accelerator, x[:own], size) for x in (embeds, inputs["labels"]))
+
+    def _add_through_classes(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+        """First from the losses back to the K class embeddings, block by block of images; then through the tower."""
+        processes, measured = self.accelerator.num_processes, torch.zeros(2, device=images.device)
+        learner = self.model.prompt_layer.active_learner
+        parts = learner.layout.shares(processes)
         with self.accelerator.autocast():
-            logits, losses = self.model.logits_and_losses(**inputs)
-        scaler = self.accelerator.scaler
+            own = self._embed_classes(parts[self.accelerator.process_index])  # (K of this process, D)
+            classes = self._gather_classes(own.detach(), parts).requires_grad_()  # (K, D)
+            sums: list[list[torch.Tensor]] = []
+            rows = max(1, LOGITS_AT_A_TIME // len(classes))
+            for block, truth in zip(images.split(rows), labels.split(rows), strict=True):
+                logits, losses = self.model.logits_and_losses(image_embeds=block, labels=truth, class_embeds=classes)
+                if self.anchor is not None:
+                    losses = (losses[0] + self._anchor_term(classes), *losses[1:])
+                share = weight * len(block) / len(images)
+                _accumulate(sums, self._gradients(losses, share, [classes, *self.parameters]))
+                measured += self._measured(logits, losses, truth, share)
+        mine = sorted(parts[self.accelerator.process_index].order)
+        for number, (of_classes, *direct) in enumerate(sums):
+            through = [torch.zeros_like(parameter) for parameter in self.parameters]
+            if mine:
+                more = number + 1 < len(sums)
+                through = torch.autograd.grad(
+                    own, self.parameters, of_classes[mine], retain_graph=more, materialize_grads=True
+                )
+            # What does not go through the classes is the same in all processes, which are summed in the end.
+            sums[number] = [a + b / processes for a, b in zip(through, direct, strict=True)]
+        self._add(sums)
+        return measured / processes
+
+    def _embed_classes(self, part: PromptLayout) -> torch.Tensor:
+        if not len(part):
+            return torch.zeros(0, self.model.clip.config.projection_dim, device=self.accelerator.device)
+        learner, layer = self.model.prompt_layer.active_learner, self.model.prompt_layer
+        return self.model.project(learner.encode(layer.base_layer, part))
+
+    def _gather_classes(self, own: torch.Tensor, parts: Sequence[PromptLayout]) -> torch.Tensor:
+        gathered = gather_parts(self.accelerator, own, [len(part) for part in parts])
+        classes = [k for part in parts for k in sorted(part.order)]
+        return gathered[torch.argsort(torch.tensor(classes, device=gathered.device))]
+
+    def _anchor_term(self, classes: torch.Tensor) -> torch.Tensor:
+        assert self.anchor is not None
+        weight, template = self.anchor
+        return weight * (1 - (classes * self.model.template_embeddings(template)).sum(-1).mean())
+
+    def _gradients(
+        self, losses: Sequence[torch.Tensor], weight: float, of: Sequence[torch.Tensor]
+    ) -> list[list[torch.Tensor]]:
+        scaler, gradients = self.accelerator.scaler, []
         for number, loss in enumerate(losses):
             weighted = loss * weight if scaler is None else scaler.scale(loss * weight)
             more = number + 1 < len(losses)
-            gradients = torch.autograd.grad(weighted, self.parameters, retain_graph=more, materialize_grads=True)
-            if number == len(self._sums):
-                self._sums.append(list(gradients))
-            else:
-                self._sums[number] = [old + new for old, new in zip(self._sums[number], gradients, strict=True)]
-        hits = (logits.argmax(-1) == inputs["labels"]).float().mean()
+            gradients.append([*torch.autograd.grad(weighted, of, retain_graph=more, materialize_grads=True)])
+        return gradients
+
+    @staticmethod
+    def _measured(
+        logits: torch.Tensor, losses: Sequence[torch.Tensor], labels: torch.Tensor, weight: float
+    ) -> torch.Tensor:
+        hits = (logits.argmax(-1) == labels).float().mean()
         return weight * torch.stack([losses[0].detach(), hits])
+
+    def _add(self, gradients: Sequence[Sequence[torch.Tensor]]) -> None:
+        _accumulate(self._sums, gradients)
 
     def merge(self) -> None:
         """Give each parameter its gradient over all that was added in all processes, and begin anew."""
@@ -57,3 +160,12 @@ class BatchGradients:
         for parameter, *gradients in zip(self.parameters, *self._sums, strict=True):
             parameter.grad = merge_gradients(*(self.accelerator.reduce(g, "sum") for g in gradients))
         self._sums = []
+
+
+def _accumulate(sums: list[list[torch.Tensor]], gradients: Sequence[Sequence[torch.Tensor]]) -> None:
+    """Add gradients, of each loss and each tensor, to those that are there."""
+    for number, of_loss in enumerate(gradients):
+        if number == len(sums):
+            sums.append(list(of_loss))
+        else:
+            sums[number] = [old + new for old, new in zip(sums[number], of_loss, strict=True)]

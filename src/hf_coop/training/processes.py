@@ -1,9 +1,12 @@
-"""The processes of a run: their Accelerator, and what they agree on."""
+"""The processes of a run: their Accelerator, and how they share work."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -11,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from .arguments import CoOpTrainingArguments
 
-ENCODING_TIMEOUT = timedelta(hours=12)  # the other processes wait while the main one encodes the images
+ENCODING_TIMEOUT = timedelta(hours=12)  # processes wait for each other's share of the images
 
 
 def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
@@ -33,3 +36,26 @@ def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
     return accelerator
+
+
+def own_share(accelerator: Accelerator, total: int) -> range:
+    """Which of `total` things are this process's: equal shares in order, of which the last may be smaller or empty."""
+    size = math.ceil(total / accelerator.num_processes)
+    start = min(total, accelerator.process_index * size)
+    return range(start, min(total, start + size))
+
+
+def gather_shares(accelerator: Accelerator, own: torch.Tensor, total: int) -> torch.Tensor:
+    """The rows `(total, …)` of all processes, from each one's `own_share` of them."""
+    size = math.ceil(total / accelerator.num_processes)
+    return gather_parts(accelerator, own, [size] * accelerator.num_processes)[:total]
+
+
+def gather_parts(accelerator: Accelerator, own: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The rows of all processes behind each other: process p gives `sizes[p]` of them, zeros where it has fewer."""
+    if accelerator.num_processes == 1:
+        return own
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = accelerator.gather(padded.to(accelerator.device)).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

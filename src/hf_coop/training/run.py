@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ..evaluation import classification_metrics
 from ..modeling import HFCoOp
 from ..tuners.layer import tensor_versions
 from .arguments import CoOpTrainingArguments
-from .processes import make_accelerator
+from .processes import gather_shares, make_accelerator, own_share
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,14 +91,12 @@ class PromptRun:
     def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
         """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""
         accelerator, size = self.accelerator, self.args.per_device_eval_batch_size
-        share = math.ceil(len(embeds) / accelerator.num_processes)
-        rows = torch.arange(share) + accelerator.process_index * share
-        own = embeds[rows.clamp(max=len(embeds) - 1)]  # the last share may run over the end, cut off below
+        own = embeds[list(own_share(accelerator, len(embeds))) or [0]]
         was_training = self.model.training
         self.model.eval()
         batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
         self.model.train(was_training)
-        return accelerator.gather(torch.cat(batches))[: len(embeds)]
+        return gather_shares(accelerator, torch.cat(batches), len(embeds))
 
     def save_model(self, output_dir: str | os.PathLike[str] | None = None) -> None:
         """Write the adapter and its card, by the main process, into `output_dir` (default: the arguments')."""

@@ -188,7 +188,10 @@ class CoOpTrainer(PromptRun):
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate_at(epoch, self.num_train_epochs)
         updates = self.epoch_updates(epoch)[self.state.epoch_step :]
-        stream = self._images.batches(epoch, [self._own_rows(batch) for update in updates for batch in update])
+        encoded = self.args.num_views is not None
+        stream = self._images.batches(
+            epoch, [self._gradients.rows(batch, encoded) for update in updates for batch in update]
+        )
         for update in updates:
             self._pending.append(self._update(update, stream))
             self.state.epoch_step += 1
@@ -204,8 +207,7 @@ class CoOpTrainer(PromptRun):
         images = sum(map(len, update))
         measured = torch.zeros(2, device=self.accelerator.device)
         for batch, inputs in zip(update, stream, strict=False):
-            own = len(batch[self.accelerator.process_index :: self.accelerator.num_processes])
-            measured += self._gradients.add(inputs, weight=own / images)
+            measured += self._gradients.add(inputs, len(batch), weight=len(batch) / images)
         self._gradients.merge()
         self.optimizer.step()
         return measured
@@ -255,10 +257,6 @@ class CoOpTrainer(PromptRun):
             order = order[: len(order) // size * size]
         batches: list[Batch] = [order[start : start + size] for start in range(0, len(order), size)]
         return [batches[start : start + group] for start in range(0, len(batches), group)]
-
-    def _own_rows(self, batch: Batch) -> Batch:
-        """This process's part of a batch; where there is none, one image, which will weigh nothing."""
-        return batch[self.accelerator.process_index :: self.accelerator.num_processes] or batch[:1]
 
     def _read_measurements(self) -> None:
         """Move what updates have measured into the state, the same in all processes.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..encoding import encode_prompts
+from ..encoding import PromptLayout, encode_prompts
 from .config import PromptConfig
 
 CTX_INIT_STD = 0.02
@@ -79,9 +79,10 @@ class PromptLearner(nn.Module):
             self._cache = (state, self.ctx.clone(), self.encode(text_model))
         return self._cache[2]
 
-    def encode(self, text_model: nn.Module) -> torch.Tensor:
+    def encode(self, text_model: nn.Module, layout: PromptLayout | None = None) -> torch.Tensor:
+        """Pooled features of the class prompts, or of a part of them (`PromptLayout.select`), in label order."""
         vectors = self.ctx.flatten(0, -2)  # (C, dim)
-        return encode_prompts(text_model, self.layout, vectors[None])[0]
+        return encode_prompts(text_model, layout or self.layout, vectors[None])[0]
 
     def losses(
         self,
