@@ -26,8 +26,8 @@ from hf_coop.encoding import DEFAULT_TEMPLATE, check_templates
 from hf_coop.evaluation import classification_metrics, plot_training_curves
 from hf_coop.files import staged_folder
 from hf_coop.hub import METRICS
-from hf_coop.training import check_output_dir
-from hf_coop.tuners import make_prompt_arguments, prompt_options
+from hf_coop.training import check_output_dir, starting_prompt
+from hf_coop.tuners import config_class_of, make_prompt_arguments, prompt_options
 
 
 @dataclass
@@ -86,14 +86,14 @@ def train(
         seconds[name] = round(time.perf_counter() - start, 3)
 
     check_templates(data_args.zero_shot_template)
+    options = starting_prompt(args, config_class_of(prompt_args.method), prompt_options(prompt_args))
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     set_seed(args.seed)
     with phase("loading"):
         splits = data_args.load(args.seed)
         classnames = splits["train"].features["label"].names
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
-        options = {"revision": model_args.model_revision, **prompt_options(prompt_args)}
-        model = HFCoOp.from_clip(path, classnames, prompt_args.method, **options)
+        model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
     test = splits.get("test")
     trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
     scores: dict[str, Any] = {}

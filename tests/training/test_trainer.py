@@ -23,6 +23,7 @@ from transformers import CLIPModel, Trainer, TrainingArguments
 
 from hf_coop import CoCoOpConfig, CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.training.checkpoints import list_checkpoints
+from hf_coop.training.recipes import fill_in
 
 DIM = 48
 
@@ -103,7 +104,7 @@ class TestParity:
 
 class TestArguments:
     def test_defaults_are_the_papers(self):
-        args = CoOpTrainingArguments().with_recipe(CoOpConfig.default_recipe(16))
+        args = fill_in(CoOpTrainingArguments(recipe="paper"), CoOpConfig(classnames=["cat"]), 16)
         assert (args.optim, args.learning_rate, args.momentum, args.weight_decay) == ("sgd", 0.002, 0.9, 5e-4)
         assert (args.per_device_train_batch_size, args.warmup_epochs, args.warmup_learning_rate) == (32, 1, 1e-5)
         assert args.dataloader_drop_last
@@ -115,7 +116,10 @@ class TestArguments:
         assert CoCoOpConfig.default_recipe(shots)["num_train_epochs"] == 10
         dataset = embeds_dataset(5 * shots)
         assert (
-            CoOpTrainer(make_model(), arguments(tmp_path, num_train_epochs=None), dataset).num_train_epochs == epochs
+            CoOpTrainer(
+                make_model(), arguments(tmp_path, num_train_epochs=None, recipe="paper"), dataset
+            ).num_train_epochs
+            == epochs
         )
 
     @pytest.mark.parametrize(

@@ -17,17 +17,8 @@ from rich.table import Table
 from ..data.few_shot import few_shot_indices
 from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
 from ..modeling import HFCoOp
-from ..training import CoOpTrainer, CoOpTrainingArguments
-
-N_CTX = 16
-# Chosen on the few-shot pool (the images of it that are not among the shots), never on the test images.
-RECIPE: dict[str, Any] = {
-    "optim": "adam",
-    "learning_rate": 0.005,
-    "weight_decay": 0.0,
-    "num_train_epochs": 400,
-    "per_device_train_batch_size": 1000,  # all shots at once
-}
+from ..training import CoOpTrainer, CoOpTrainingArguments, starting_prompt
+from ..tuners import CoOpConfig
 
 
 def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
@@ -74,7 +65,7 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
         "zero_shot_template": best,
         "zero_shot_accuracy_by_template": by_template,
         "coop_accuracy": learned.metrics["accuracy"],
-        "n_ctx": N_CTX,
+        "n_ctx": model.prompt_config.n_ctx,
         "num_train_images": len(train),
         "num_test_images": len(test),
         "train_seconds": round(train_seconds, 2),
@@ -94,12 +85,18 @@ def few_shot(pool: Dataset, shots: int, seed: int) -> Dataset:
 
 
 def make_trainer(train: Dataset, seed: int, output: Path, **config: Any) -> CoOpTrainer:
-    """A fresh prompt on the embedded CLIP with the trainer that will learn it; `config` as in [`CoOpConfig`]."""
+    """A fresh prompt on the embedded CLIP with the trainer that will learn it by the default recipe.
+
+    Args:
+        train (`Dataset`): the shots.
+        seed (`int`), output (`Path`): of the run.
+        config: as in [`CoOpConfig`].
+    """
     torch.manual_seed(seed)
-    model = HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES, n_ctx=N_CTX, **config)
     args = CoOpTrainingArguments(
-        output_dir=str(output), overwrite_output_dir=True, save_strategy="no", seed=seed, use_cpu=True, **RECIPE
+        output_dir=str(output), overwrite_output_dir=True, save_strategy="no", seed=seed, use_cpu=True
     )
+    model = HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES, **starting_prompt(args, CoOpConfig, config))
     return CoOpTrainer(model, args, train)
 
 

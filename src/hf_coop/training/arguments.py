@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+from ..encoding import DEFAULT_TEMPLATE, check_templates
+
+LBFGS = "lbfgs"
+OPTIMIZERS = ("sgd", "adam", "adamw", LBFGS)
+RECIPES = ("paper", "fast")
 STRATEGIES = ("no", "steps", "epoch")
-PAPER_RECIPE = {"learning_rate": 0.002, "per_device_train_batch_size": 32}  # CoOp's, where a method has no other
 ONLINE = "online"
 
 
 @dataclass
 class CoOpTrainingArguments:
-    """How a prompt is trained. The defaults are the recipe of CoOp (arXiv 2109.01134, section 4.1).
+    """How a prompt is trained.
 
-    What is left at None is the method's: its config's `default_recipe`, else CoOp's.
+    What is left at None is filled in by the recipe when a trainer is made (`training.recipes`).
 
     Args:
+        recipe (`str`, *optional*): "paper": what the method's paper did; for CoOp (arXiv 2109.01134, section 4.1) SGD
+            at 0.002 over batches of 32. "fast": L-BFGS over all images at once, held near the hand-written prompt.
+            Default: "fast", where the method has it and nothing is asked for that only the paper's optimizers have.
         output_dir (`str`): where everything is written.
         overwrite_output_dir (`bool`): start anew in a folder that holds another run, whose checkpoints are removed.
-        num_train_epochs (`int`, *optional*): default: the method's; CoOp takes 50 for 1 image a class,
-            100 for 2 to 4 and 200 for more.
+        num_train_epochs (`int`, *optional*): default: the paper's; for CoOp 50 for 1 image a class, 100 for 2 to 4 and
+            200 for more.
         learning_rate (`float`, *optional*): of the first epoch after warm-up; a cosine takes it down to 0, epoch by
-            epoch. Default: the method's, for CoOp 0.002.
+            epoch. Default: the paper's, for CoOp 0.002.
         warmup_epochs (`int`), warmup_learning_rate (`float`): the constant rate of the first epochs.
-        optim (`str`): "sgd", "adam" or "adamw".
+        optim (`str`, *optional*): "sgd", "adam", "adamw" or "lbfgs". Default: the recipe's.
+        max_text_passes (`int`, *optional*): evaluations of loss and gradient at most, of L-BFGS. Default: 100.
         momentum (`float`): of SGD.
-        weight_decay (`float`): of all optimizers.
+        weight_decay (`float`, *optional*): of all optimizers; with L-BFGS it is part of the loss. Default: 5e-4 in the
+            recipe "paper", 0 in "fast".
+        anchor_weight (`float`, *optional*): of a term in the loss that holds the class embeddings near those of a
+            hand-written prompt: `anchor_weight * exp(logit_scale) * (1 - mean over classes of their cosine)` (as
+            KgCoOp's, arXiv 2303.13283, in logits). Default: 0.15 / images a class in the recipe "fast", else 0.
+        label_smoothing_factor (`float`, *optional*): the share of each label that is spread over all classes.
+            Default: 0.1 in the recipe "fast", else 0.
+        anchor_template (`str`): that hand-written prompt, with {} where the class name goes.
         adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam and AdamW.
-        per_device_train_batch_size (`int`, *optional*): images in each process at a time. Default: the method's, for
+        per_device_train_batch_size (`int`, *optional*): images in each process at a time. Default: the paper's, for
             CoOp 32.
         per_device_eval_batch_size (`int`): the same in evaluation, and through the image tower.
         gradient_accumulation_steps (`int`): batches to each update.
@@ -63,22 +76,36 @@ class CoOpTrainingArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a folder that holds another run; its checkpoints are removed."}
     )
+    recipe: str | None = field(
+        default=None, metadata={"help": "paper or fast. Default: fast, unless options of the paper's are given."}
+    )
     num_train_epochs: int | None = field(
-        default=None, metadata={"help": "Default: the method's; CoOp's: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
+        default=None, metadata={"help": "Default: the paper's; CoOp's: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the cosine; default: the method's, 0.002 for CoOp."}
+        default=None, metadata={"help": "Peak learning rate of the cosine; default: the paper's, 0.002 for CoOp."}
     )
     warmup_epochs: int = field(default=1, metadata={"help": "First epochs, at a constant learning rate."})
     warmup_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the first epochs."})
-    optim: str = field(default="sgd", metadata={"help": "sgd, adam or adamw."})
+    optim: str | None = field(default=None, metadata={"help": "sgd, adam, adamw or lbfgs; default: the recipe's."})
+    max_text_passes: int | None = field(
+        default=None, metadata={"help": "Evaluations of loss and gradient at most, with lbfgs; default: 100."}
+    )
     momentum: float = field(default=0.9, metadata={"help": "Of SGD."})
-    weight_decay: float = field(default=5e-4, metadata={"help": "Of all optimizers."})
+    weight_decay: float | None = field(default=None, metadata={"help": "Default: the recipe's."})
+    label_smoothing_factor: float | None = field(
+        default=None, metadata={"help": "Share of a label that all classes get; default: the recipe's."}
+    )
+    anchor_weight: float | None = field(
+        default=None,
+        metadata={"help": "How much classes are held near the hand-written prompt's; default: the recipe's."},
+    )
+    anchor_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "That hand-written prompt."})
     adam_beta1: float = field(default=0.9, metadata={"help": "Of Adam and AdamW."})
     adam_beta2: float = field(default=0.999, metadata={"help": "Of Adam and AdamW."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Of Adam and AdamW."})
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Images in each process; default: the method's, 32 for CoOp."}
+        default=None, metadata={"help": "Images in each process; default: the paper's, 32 for CoOp."}
     )
     per_device_eval_batch_size: int = field(
         default=128, metadata={"help": "Images in each process, in evaluation and through the image tower."}
@@ -118,7 +145,9 @@ class CoOpTrainingArguments:
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
         self.image_views = str(self.image_views)
-        self._check_choice("optim", OPTIMIZERS)
+        self._check_choice("recipe", (None, *RECIPES))
+        self._check_choice("optim", (None, *OPTIMIZERS))
+        check_templates(self.anchor_template)
         self._check_choice("save_strategy", STRATEGIES)
         self._check_choice("eval_strategy", ("no", "epoch"))
         for name in (
@@ -131,10 +160,13 @@ class CoOpTrainingArguments:
         ):
             self._check_at_least(name, 1)
         for name in (
-            *("learning_rate", "warmup_epochs", "warmup_learning_rate", "momentum", "weight_decay", "adam_epsilon"),
-            *("adam_beta1", "adam_beta2", "dataloader_num_workers", "seed"),
+            *("learning_rate", "warmup_epochs", "warmup_learning_rate", "momentum", "weight_decay", "anchor_weight"),
+            *("label_smoothing_factor", "adam_epsilon", "adam_beta1", "adam_beta2", "dataloader_num_workers", "seed"),
         ):
             self._check_at_least(name, 0)
+        self._check_at_least("max_text_passes", 2)
+        if (self.label_smoothing_factor or 0) >= 1:
+            raise ValueError(f"label_smoothing_factor must be below 1, got {self.label_smoothing_factor!r}")
         if self.image_views != ONLINE and (not self.image_views.isdecimal() or int(self.image_views) < 1):
             raise ValueError(f"image_views must be 1 or more, or {ONLINE!r}, got {self.image_views!r}")
         if self.bf16 and self.fp16:
@@ -142,9 +174,9 @@ class CoOpTrainingArguments:
         if not self.output_dir:
             raise ValueError("output_dir is empty: say where to write")
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
         if (value := getattr(self, name)) not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}")
 
     def _check_at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
@@ -169,11 +201,6 @@ class CoOpTrainingArguments:
     def to_dict(self) -> dict[str, Any]:
         """All fields but the token."""
         return {name: value for name, value in asdict(self).items() if name != "hub_token"}
-
-    def with_recipe(self, recipe: Mapping[str, Any]) -> CoOpTrainingArguments:
-        """These arguments with what was left open filled in: from a method's `default_recipe`, else as CoOp's."""
-        recipe = {**PAPER_RECIPE, **recipe}
-        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
 
     def learning_rate_at(self, epoch: int, num_train_epochs: int) -> float:
         """The learning rate throughout an epoch, as published: constant warm-up, then a cosine from its peak.

@@ -127,9 +127,13 @@ def wants_resume(resume: str | os.PathLike[str] | bool | None) -> bool:
 
 
 def save_checkpoint(
-    output_dir: str, model: HFCoOp, optimizer: torch.optim.Optimizer, state: TrainerState, extra: dict[str, Any]
+    output_dir: str,
+    model: HFCoOp,
+    optimizer: torch.optim.Optimizer | None,
+    state: TrainerState,
+    extra: dict[str, torch.Tensor],
 ) -> Path:
-    """Write `checkpoint-{global_step}`: adapter, optimizer, `extra` tensors (random states) and position.
+    """Write `checkpoint-{global_step}`: adapter, optimizer, `extra` tensors (random states, L-BFGS) and position.
 
     Raises:
         OSError: the disk is full, say; the checkpoints before are untouched.
@@ -179,8 +183,8 @@ def remove_checkpoints(output_dir: str, keep: int | None = 0, written: Path | No
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
     return {
         f"optimizer.{number}.{name}": torch.as_tensor(value).contiguous()
         for number, values in state.items()
@@ -189,8 +193,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
     }
 
 
+@contextmanager
+def naming_checkpoint(checkpoint: Path) -> Iterator[None]:
+    """Put the checkpoint in front of what is wrong with it, as one `ValueError`."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {error}") from error
+
+
 def load_checkpoint(
-    checkpoint: Path, model: HFCoOp, optimizer: torch.optim.Optimizer, run: dict[str, Any]
+    checkpoint: Path, model: HFCoOp, optimizer: torch.optim.Optimizer | None, run: dict[str, Any]
 ) -> tuple[TrainerState, dict[str, torch.Tensor]]:
     """Put a checkpoint into `model` and `optimizer`.
 
@@ -204,7 +217,7 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint is damaged, or of another model, other classes, other options or other images.
     """
-    try:
+    with naming_checkpoint(checkpoint):
         fields = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         blank = vars(TrainerState())
         if lacking := [name for name in blank if type(fields.get(name)) is not type(blank[name])]:
@@ -213,11 +226,10 @@ def load_checkpoint(
         tensors, weights = load_file(checkpoint / TENSORS_FILE), load_file(checkpoint / WEIGHTS_FILE)
         if "random.cpu" not in tensors:
             raise ValueError(f"{TENSORS_FILE} lacks random.cpu")
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {error}") from error
     _check_same_run(checkpoint, model, state.run, run)
     momenta: dict[int, dict[str, torch.Tensor]] = {}
-    shapes = {str(number): p.shape for number, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
+    shapes = {str(number): parameter.shape for number, parameter in enumerate(parameters)}
     for key in [key for key in tensors if key.startswith("optimizer.")]:
         _, number, name = key.split(".", 2)
         value = tensors.pop(key)
@@ -225,7 +237,8 @@ def load_checkpoint(
             raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {key} has shape {tuple(value.shape)}")
         momenta.setdefault(int(number), {})[name] = value
     set_peft_model_state_dict(model, weights)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
+    if optimizer is not None:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
     return state, tensors
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
 
 from ..encoding import PromptLayout
 from ..modeling import HFCoOp
+from .arguments import CoOpTrainingArguments
 from .processes import gather_parts, gather_shares, own_share
 
 LOGITS_AT_A_TIME = 2**23  # of images x classes, so that memory stays bounded however many images a batch has
@@ -28,25 +30,23 @@ class BatchGradients:
     Args:
         model ([`HFCoOp`]): what is trained.
         accelerator (`Accelerator`): precision, loss scale and processes.
-        anchor (`tuple[float, str]`, *optional*): weight and template of a term that holds class embeddings near those
-            of hand-written prompts: `weight * (1 - mean over classes of their cosine)`.
-        weight_decay (`float`): of a term `weight_decay / 2 * |parameters|^2`.
+        args ([`CoOpTrainingArguments`], *optional*): `label_smoothing_factor`, `anchor_weight` and `anchor_template`,
+            which change the first loss.
 
     Attributes:
         parameters (`list[nn.Parameter]`): what the gradients are of.
-        text_passes (`int`): forward and backward passes of the text tower so far.
     """
 
     def __init__(
         self,
         model: HFCoOp,
         accelerator: Accelerator,
-        anchor: tuple[float, str] | None = None,
-        weight_decay: float = 0.0,
+        args: CoOpTrainingArguments | None = None,
     ) -> None:
-        self.model, self.accelerator, self.anchor, self.weight_decay = model, accelerator, anchor, weight_decay
+        self.model, self.accelerator, args = model, accelerator, args or CoOpTrainingArguments()
+        self.smoothing = args.label_smoothing_factor or 0.0
+        self.anchor_weight, self.anchor_template = args.anchor_weight or 0.0, args.anchor_template
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.text_passes = 0
         trains_images = any(parameter.requires_grad for parameter in model.clip.vision_model.parameters())
         self.shares_images = model.prompt_config.depends_on_image or trains_images
         self._sums: list[list[torch.Tensor]] = []  # of each loss, of each parameter
@@ -69,11 +69,11 @@ class BatchGradients:
         Returns:
             Loss and accuracy `(2,)`, times `weight`; the sum over processes is that of all images.
         """
-        self.text_passes += 1
         if self.shares_images:
             own = len(own_share(self.accelerator, size))
             with self.accelerator.autocast():
                 logits, losses = self.model.logits_and_losses(**inputs)
+                losses = (self._regularised(losses[0], logits, inputs["labels"], None), *losses[1:])
             weight *= own / size
             self._add(self._gradients(losses, weight, self.parameters))
             return self._measured(logits, losses, inputs["labels"], weight)
@@ -100,8 +100,7 @@ class BatchGradients:
             rows = max(1, LOGITS_AT_A_TIME // len(classes))
             for block, truth in zip(images.split(rows), labels.split(rows), strict=True):
                 logits, losses = self.model.logits_and_losses(image_embeds=block, labels=truth, class_embeds=classes)
-                if self.anchor is not None:
-                    losses = (losses[0] + self._anchor_term(classes), *losses[1:])
+                losses = (self._regularised(losses[0], logits, truth, classes), *losses[1:])
                 share = weight * len(block) / len(images)
                 _accumulate(sums, self._gradients(losses, share, [classes, *self.parameters]))
                 measured += self._measured(logits, losses, truth, share)
@@ -129,10 +128,18 @@ class BatchGradients:
         classes = [k for part in parts for k in sorted(part.order)]
         return gathered[torch.argsort(torch.tensor(classes, device=gathered.device))]
 
-    def _anchor_term(self, classes: torch.Tensor) -> torch.Tensor:
-        assert self.anchor is not None
-        weight, template = self.anchor
-        return weight * (1 - (classes * self.model.template_embeddings(template)).sum(-1).mean())
+    def _regularised(
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The loss with smoothed labels, and with class embeddings held near those of the hand-written prompt."""
+        if self.smoothing:
+            even = F.cross_entropy(logits, labels, label_smoothing=1.0)  # against the same probability of each class
+            loss = loss + self.smoothing * (even - F.cross_entropy(logits, labels))
+        if self.anchor_weight and classes is not None:
+            cosines = (classes * self.model.template_embeddings(self.anchor_template)).sum(-1)
+            scale = self.model.clip.logit_scale.detach().exp()  # so that the weight counts in logits, as the loss does
+            loss = loss + self.anchor_weight * scale * (1 - cosines.mean())
+        return loss
 
     def _gradients(
         self, losses: Sequence[torch.Tensor], weight: float, of: Sequence[torch.Tensor]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -36,6 +37,25 @@ def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
     return accelerator
+
+
+@contextmanager
+def trackers(accelerator: Accelerator, args: CoOpTrainingArguments) -> Iterator[None]:
+    """The trackers of `report_to`, started and finished."""
+    if args.trackers:
+        accelerator.init_trackers("hf_coop", config={name: str(value) for name, value in args.to_dict().items()})
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is true in any process."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
 def own_share(accelerator: Accelerator, total: int) -> range:

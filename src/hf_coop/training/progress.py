@@ -16,28 +16,38 @@ PLAIN_LINES = 20
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
 
 
 class TrainingProgress:
     """Epoch, loss, training accuracy, rate and time left.
 
     Args:
-        epochs (`int`), steps (`int`): of the whole run.
+        epochs (`int`, *optional*), steps (`int`): of the whole run; with L-BFGS the epochs are iterations whose number
+            is not known, and the steps are the text passes that it may take.
         step (`int`): steps done before.
+        unit (`str`): what the steps are.
         live (`bool`): the live bar where the terminal can show it.
         visible (`bool`): False in all processes but the main one.
     """
 
-    def __init__(self, epochs: int, steps: int, step: int, live: bool = True, visible: bool = True) -> None:
+    def __init__(
+        self,
+        epochs: int | None,
+        steps: int,
+        step: int,
+        unit: str = "steps",
+        live: bool = True,
+        visible: bool = True,
+    ) -> None:
         console = Console(stderr=True)
-        self.epochs, self.visible = epochs, visible
+        self.epochs, self.unit, self.visible = epochs, unit, visible
         self.live = live and visible and (console.is_terminal or console.is_jupyter)
         self._shown_at, self._started, self._first_step, self._steps = 0.0, time.monotonic(), step, steps
-        status = TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  accuracy {task.fields[accuracy]}")
+        status = TextColumn("{task.fields[epoch]}  loss {task.fields[loss]}  accuracy {task.fields[accuracy]}")
         columns = (status, BarColumn(), _Rate(), TextColumn("left"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not self.live)
-        self._task = self._bar.add_task("", total=steps, completed=step, epoch="", loss="", accuracy="")
+        self._task = self._bar.add_task("", total=steps, completed=step, unit=unit, epoch="", loss="", accuracy="")
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
@@ -59,22 +69,30 @@ class TrainingProgress:
         epoch, step = row["epoch"], row["step"]
         if self.live:
             self._show(epoch, step, row["loss"], row["accuracy"])
-        elif self.visible and (epoch % max(1, self.epochs // PLAIN_LINES) == 0 or epoch in (1, self.epochs)):
+        elif self.visible and self._is_told(epoch, step):
             # A run resumed at the end of an epoch has no step of its own yet.
             rate = max(1, step - self._first_step) / (time.monotonic() - self._started)
             validation = f", validation accuracy {row['eval_accuracy']:.1%}" if "eval_accuracy" in row else ""
+            learning_rate = f", learning rate {row['learning_rate']:.2g}" if "learning_rate" in row else ""
             print(
-                f"epoch {epoch}/{self.epochs}: loss {row['loss']:.4f}, training accuracy {row['accuracy']:.1%}"
-                f"{validation}, learning rate {row['learning_rate']:.2g}, {rate:.1f} steps/s, "
-                f"{(self._steps - step) / rate:.0f} s left",
+                f"{self._position(epoch)}: loss {row['loss']:.4f}, training accuracy {row['accuracy']:.1%}"
+                f"{validation}{learning_rate}, {rate:.1f} {self.unit}/s, {(self._steps - step) / rate:.0f} s left",
                 flush=True,
             )
+
+    def _is_told(self, epoch: int, step: int) -> bool:
+        if self.epochs is None:
+            return epoch == 1 or epoch % max(1, self._steps // PLAIN_LINES) == 0 or step >= self._steps
+        return epoch in (1, self.epochs) or epoch % max(1, self.epochs // PLAIN_LINES) == 0
+
+    def _position(self, epoch: int) -> str:
+        return f"iteration {epoch}" if self.epochs is None else f"epoch {epoch}/{self.epochs}"
 
     def _show(self, epoch: int, step: int, loss: float, accuracy: float) -> None:
         self._bar.update(
             self._task,
             completed=step,
-            epoch=f"{epoch}/{self.epochs}",
+            epoch=self._position(epoch),
             loss=f"{loss:.4f}",
             accuracy=f"{accuracy:.1%}",
         )

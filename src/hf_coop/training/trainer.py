@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast
-from torch import nn
 from transformers.trainer_utils import TrainOutput
 
 from ..data.checks import check_labelled_images
@@ -22,37 +19,33 @@ from ..data.features import CachedImages, FreshCrops, weights_fingerprint
 from ..data.sources import broken_images
 from ..hub import CardDetails
 from ..modeling import HFCoOp
-from .arguments import CoOpTrainingArguments
+from .arguments import LBFGS, CoOpTrainingArguments
 from .checkpoints import (
     TrainerState,
     check_output_dir,
     lies_in,
     list_checkpoints,
     load_checkpoint,
+    naming_checkpoint,
     random_states,
     remove_checkpoints,
     save_checkpoint,
     set_random_states,
 )
 from .gradients import BatchGradients
+from .lbfgs import FullBatchLBFGS
 from .optimizers import make_optimizer
-from .processes import make_accelerator
+from .processes import any_process, make_accelerator, trackers
 from .progress import TrainingProgress
+from .recipes import decisive_arguments, fill_in
 from .run import PromptRun
 from .signals import stop_on_signal
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-
 Batch = Sequence[int]
 STOP_CHECK_STEPS = 10  # processes agree on whether to stop at every tenth update
-RECIPE = (  # the arguments that decide what is learned
-    *("optim", "num_train_epochs", "learning_rate", "warmup_epochs", "warmup_learning_rate", "momentum"),
-    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps"),
-    *("dataloader_drop_last", "image_views", "seed", "mixed_precision"),
-)
 
 
 class CoOpTrainer(PromptRun):
@@ -90,15 +83,12 @@ class CoOpTrainer(PromptRun):
                 check_labelled_images(dataset, model.classnames, name)
         args = args or CoOpTrainingArguments()
         shots = max(Counter(train_dataset["label"][:]).values(), default=0) if train_dataset is not None else 0
-        args = args.with_recipe(model.prompt_config.default_recipe(shots))
+        args = fill_in(args, model.prompt_config, shots)
         self.train_dataset, self.callbacks = train_dataset, callbacks
         if train_dataset is not None and args.num_views is None and "image" not in train_dataset.column_names:
             raise ValueError("image_views='online' makes crops of images, but train_dataset has image_embeds alone")
         if args.learn_temperature and not model.prompt_config.learn_temperature:
-            model.prompt_config.learn_temperature = True
-            model.prompt_layer.active_learner.logit_scale = nn.Parameter(
-                model.clip.logit_scale.detach().float().clone()
-            )
+            model.prompt_layer.active_learner.learn_temperature(model.clip)
         super().__init__(model, args, eval_dataset)
         self.state = TrainerState()
         self._readable: set[str] = set()  # data sets whose images have all been decoded once
@@ -134,21 +124,27 @@ class CoOpTrainer(PromptRun):
         self._start(checkpoint)
         first_step = self.state.global_step
         try:
-            with self._progress_and_trackers(), stop_on_signal() as self._stop_signal:
-                for epoch in range(self.state.epoch, self.num_train_epochs):
-                    self._train_epoch(epoch)
+            with trackers(self.accelerator, args), self._make_progress() as self._progress, stop_on_signal() as stop:
+                self._stop_signal = stop
+                for epoch in self._epochs():
+                    if self._lbfgs is not None:
+                        self._iterate(self._lbfgs)
+                    else:
+                        self._train_epoch(epoch)
                     self._end_epoch(epoch)
                 self._check_prompt()
         finally:
             self.model.eval()
         self.model.card_details = CardDetails(seed=args.seed, training=self._recipe())
         seconds = time.monotonic() - started
-        metrics = {
+        metrics: dict[str, Any] = {
             "train_runtime": seconds,
             "train_steps_per_second": (self.state.global_step - first_step) / seconds,
             "train_loss": self.state.log_history[-1]["loss"],
             "train_accuracy": self.state.log_history[-1]["accuracy"],
         }
+        if self._lbfgs is not None:
+            metrics |= {"text_passes": self._lbfgs.text_passes, "train_ended": self._lbfgs.ended}
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
     def _start(self, checkpoint: Any) -> None:
@@ -156,16 +152,19 @@ class CoOpTrainer(PromptRun):
         dataset, device = self.train_dataset, self.accelerator.device
         assert dataset is not None
         labels = torch.tensor(dataset["label"][:])
-        self._gradients = BatchGradients(self.model, self.accelerator)
+        with_lbfgs = self.args.optim == LBFGS
+        self._gradients = BatchGradients(self.model, self.accelerator, self.args)
         for parameter in self._gradients.parameters:
             broadcast(parameter.data)  # the first process's draw, should they have drawn differently
-        self.optimizer = self.accelerator.prepare(make_optimizer(self._gradients.parameters, self.args))
+        optimizer = None if with_lbfgs else make_optimizer(self._gradients.parameters, self.args)
+        self.optimizer = optimizer and self.accelerator.prepare(optimizer)
         self.state = TrainerState()
         run = {
             "base_model": weights_fingerprint(self.model.clip.vision_model, self.model.clip.text_model.base_layer),
             "labels": labels.tolist(),
             "arguments": {**self._recipe(), "train_images": dataset._fingerprint},
         }
+        extra: dict[str, torch.Tensor] = {}
         if checkpoint is not None:
             self.state, extra = load_checkpoint(checkpoint, self.model, self.optimizer, run)
             set_random_states(self.accelerator, extra)
@@ -175,16 +174,41 @@ class CoOpTrainer(PromptRun):
         if self.args.num_views is None:
             self._images: Any = FreshCrops(self.model, dataset, self.args.seed, self.args.dataloader_num_workers)
         else:
-            embeds = self.image_embeds(dataset, self.args.num_views)
-            self._images = CachedImages(embeds.to(device), labels.to(device), self.args.seed)
+            embeds = self.image_embeds(dataset, self.args.num_views).to(device)
+            self._images = CachedImages(embeds, labels.to(device), self.args.seed)
+        self._lbfgs = None
+        if with_lbfgs:
+            self._lbfgs = FullBatchLBFGS(self._gradients, embeds, labels.to(device), self.args)
+            if checkpoint is not None:
+                with naming_checkpoint(checkpoint):
+                    self._lbfgs.load_state_tensors(extra)
 
     def _recipe(self) -> dict[str, Any]:
         """The settings that decide what is learned."""
-        settings = {name: getattr(self.args, name) for name in RECIPE}
-        return {**settings, "train_batch_size": self.train_batch_size}
+        return {**decisive_arguments(self.args), "train_batch_size": self.train_batch_size}
+
+    def _epochs(self) -> Iterator[int]:
+        """The epochs that are left, or the iterations of L-BFGS until it ends."""
+        if self._lbfgs is None:
+            yield from range(self.state.epoch, self.num_train_epochs)
+            return
+        while not self._lbfgs.ended:
+            yield self.state.epoch
+
+    def _iterate(self, lbfgs: FullBatchLBFGS) -> None:
+        """One iteration of L-BFGS, in the place of an epoch."""
+        self.model.train()
+        try:
+            found = lbfgs.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(self._not_finite(f"{error} after {lbfgs.text_passes} text passes")) from error
+        self.state.losses.append(found.loss)
+        self.state.accuracies.append(found.accuracy)
+        self.state.epoch_step, self.state.global_step = 1, lbfgs.text_passes
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
+        assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate_at(epoch, self.num_train_epochs)
         updates = self.epoch_updates(epoch)[self.state.epoch_step :]
@@ -209,6 +233,7 @@ class CoOpTrainer(PromptRun):
         for batch, inputs in zip(update, stream, strict=False):
             measured += self._gradients.add(inputs, len(batch), weight=len(batch) / images)
         self._gradients.merge()
+        assert self.optimizer is not None
         self.optimizer.step()
         return measured
 
@@ -219,10 +244,11 @@ class CoOpTrainer(PromptRun):
         row = {
             "epoch": epoch + 1,
             "step": self.state.global_step,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss": float(np.mean(self.state.losses[-steps:])),
             "accuracy": float(np.mean(self.state.accuracies[-steps:])),
         }
+        if self.optimizer is not None:
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.args.eval_strategy == "epoch" and self.eval_dataset is not None:
             row["eval_accuracy"] = self.evaluate()["accuracy"]
         self.state.log_history.append(row)
@@ -231,12 +257,23 @@ class CoOpTrainer(PromptRun):
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
         for callback in self.callbacks:
             callback(self, row)
-        if self.args.save_strategy == "epoch":
+        if self.args.save_strategy == "epoch" or (self._lbfgs is not None and self._saves_now()):
             self.save_checkpoint()
+        if self._lbfgs is not None and not self._lbfgs.ended and self._must_stop():
+            self._stop()
+
+    def _saves_now(self) -> bool:
+        """Whether a checkpoint is due, with save_strategy="steps"."""
+        step, every = self.state.global_step, self.args.save_steps
+        before = self.state.log_history[-2]["step"] if len(self.state.log_history) > 1 else 0
+        return self.args.save_strategy == "steps" and step // every > before // every
 
     @property
     def train_batch_size(self) -> int:
-        """Images of a batch over all processes."""
+        """Images of a batch over all processes; with L-BFGS all images and their views."""
+        if self.args.per_device_train_batch_size is None:  # with L-BFGS
+            assert self.train_dataset is not None
+            return len(self.train_dataset) * (self.args.num_views or 1)
         return self.args.per_device_train_batch_size * self.accelerator.num_processes
 
     @property
@@ -289,55 +326,55 @@ class CoOpTrainer(PromptRun):
     def _not_finite(self, what: str) -> str:
         kept = list_checkpoints(self.args.output_dir)
         good = f"{kept[-1]} is the last good checkpoint" if kept else "no checkpoint was written before"
-        rate = self.optimizer.param_groups[0]["lr"]
-        return f"{what} (epoch {self.state.epoch + 1}): stopped; {good}. Try a learning_rate below {rate:g}"
+        way_on = "Try full precision, or other images"
+        if self.optimizer is not None:
+            way_on = f"Try a learning_rate below {self.optimizer.param_groups[0]['lr']:g}"
+        return f"{what} (epoch {self.state.epoch + 1}): stopped; {good}. {way_on}"
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
         self._read_measurements()
         self._check_prompt()
         extra = random_states(self.accelerator)
+        if self._lbfgs is not None:
+            extra |= self._lbfgs.state_tensors()
         if self.accelerator.is_main_process:
             written = save_checkpoint(self.args.output_dir, self.model, self.optimizer, self.state, extra)
             remove_checkpoints(self.args.output_dir, keep=self.args.save_total_limit, written=written)
 
     def _must_stop(self) -> bool:
         """Whether Ctrl-C or SIGTERM came; several processes stop at the same update."""
-        if self.accelerator.num_processes == 1:
-            return self._stop_signal.is_set()
-        if self.state.global_step % STOP_CHECK_STEPS:
-            return False
-        flag = torch.tensor(float(self._stop_signal.is_set()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        every = STOP_CHECK_STEPS if self._lbfgs is None and self.accelerator.num_processes > 1 else 1
+        return self.state.global_step % every == 0 and any_process(self.accelerator, self._stop_signal.is_set())
 
     def _stop(self) -> None:
         self.save_checkpoint()
         raise KeyboardInterrupt(
-            f"stopped after step {self.state.global_step} (epoch {self.state.epoch + 1} of {self.num_train_epochs}); "
-            f"saved {os.path.join(self.args.output_dir, f'checkpoint-{self.state.global_step}')}. To go on, run the "
+            f"stopped after {self._unit} {self.state.global_step} (epoch {self.state.epoch + 1}); saved "
+            f"{os.path.join(self.args.output_dir, f'checkpoint-{self.state.global_step}')}. To go on, run the "
             "same again with resume_from_checkpoint=True (--resume_from_checkpoint True)"
         )
 
-    @contextmanager
-    def _progress_and_trackers(self) -> Iterator[None]:
-        state, visible = self.state, self.accelerator.is_main_process
-        left = (self.num_train_epochs - state.epoch) * len(self.epoch_updates(0)) - state.epoch_step
-        if self.args.trackers:
-            settings = {name: str(value) for name, value in self.args.to_dict().items()}
-            self.accelerator.init_trackers("hf_coop", config=settings)
-        progress = TrainingProgress(
-            epochs=self.num_train_epochs,
+    @property
+    def _unit(self) -> str:
+        """What `state.global_step` counts."""
+        return "step" if self._lbfgs is None else "text pass"
+
+    def _make_progress(self) -> TrainingProgress:
+        state, epochs = self.state, None
+        if self._lbfgs is None:
+            epochs = self.num_train_epochs
+            left = (epochs - state.epoch) * len(self.epoch_updates(0)) - state.epoch_step
+        else:
+            left = self._lbfgs.max_text_passes - state.global_step
+        return TrainingProgress(
+            epochs=epochs,
             steps=state.global_step + left,
             step=state.global_step,
+            unit="steps" if self._lbfgs is None else "passes",
             live=not self.args.disable_tqdm,
-            visible=visible,
+            visible=self.accelerator.is_main_process,
         )
-        try:
-            with progress as self._progress:
-                yield
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
 
     def encode_datasets(self) -> None:
         """Encode the images that training and its evaluation read, so that a bad one is found before any step.

@@ -41,8 +41,13 @@ class PromptLearner(nn.Module):
         words = clip.text_model.embeddings.token_embedding.weight
         self.ctx = nn.Parameter(self.initial_context(config, words.detach()))
         if config.learn_temperature:
-            self.logit_scale = nn.Parameter(clip.logit_scale.detach().float().clone())
+            self.learn_temperature(clip)
         self._cache: tuple[Any, torch.Tensor, torch.Tensor] | None = None
+
+    def learn_temperature(self, clip: nn.Module) -> None:
+        """From now on learn `logit_scale` too, beginning at that of `clip`."""
+        self.config.learn_temperature = True
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().float().clone())
 
     @staticmethod
     def initial_context(config: PromptConfig, words: torch.Tensor) -> torch.Tensor:
