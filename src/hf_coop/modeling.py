@@ -179,7 +179,7 @@ class HFCoOp(HubMixin, PeftModel):
             image_embeds = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         images = F.normalize(image_embeds.float(), dim=-1)
         classes = self.class_embeddings(images) if class_embeds is None else class_embeds  # (K, D) or (B, K, D)
-        logits = self.logit_scale.exp() * (images[:, None] @ classes.mT)[:, 0]
+        logits = ((self.logit_scale.exp() * images)[:, None] @ classes.mT)[:, 0]
         learner = self.prompt_layer.active_learner
         losses = () if labels is None else learner.losses(self, logits, labels, images, classes)
         return logits, losses
@@ -216,10 +216,17 @@ class HFCoOp(HubMixin, PeftModel):
             TypeError, ValueError: no template, one without `{}`, a prompt that is too long for the text tower, or no
                 tokenizer to be found.
         """
+        try:
+            tokenizer = self.tokenizer
+        except ValueError as error:
+            raise ValueError(
+                f"the template {templates!r:.200} must be encoded, which needs a tokenizer: {error}. On a model that "
+                "is loaded already, set model.prompt_config.tokenizer_name_or_path"
+            ) from error
         tower = [self.prompt_layer.base_layer, self.clip.text_projection]
         key = templates, tuple(self.classnames), [tensor_versions(module) for module in tower], self.clip.device
         if self._template_cache is None or self._template_cache[0] != key:
-            embeds = template_embeddings(self.clip, self.tokenizer, self.classnames, templates)
+            embeds = template_embeddings(self.clip, tokenizer, self.classnames, templates)
             self._template_cache = (key, embeds)
         return self._template_cache[1]
 

@@ -35,11 +35,14 @@ def check_templates(templates: str | Sequence[str]) -> list[str]:
     return templates
 
 
+@torch.inference_mode(False)  # tensors of inference mode could not be used in training later
 @torch.no_grad()
 def template_embeddings(
     clip: CLIPModel, tokenizer: Any, classnames: Sequence[str], templates: str | Sequence[str] = DEFAULT_TEMPLATE
 ) -> torch.Tensor:
     """Class embeddings from hand-written templates; several are averaged per class (prompt ensembling).
+
+    In the model's own precision even where autocast is on, since nothing of it is computed more than once.
 
     Args:
         clip (`CLIPModel`), tokenizer: any learned prompts in it are not used.
@@ -65,6 +68,7 @@ def template_embeddings(
                 f"the hand-written prompt {longest!r:.200} takes {tokens.input_ids.shape[1]} tokens, but the text "
                 f"tower has {room} positions: shorten the template or the class name"
             )
-        embeds.append(clip.get_text_features(**tokens).pooler_output.float())
+        with torch.autocast(clip.device.type, enabled=False):
+            embeds.append(clip.get_text_features(**tokens).pooler_output.float())
     each = F.normalize(torch.cat(embeds), dim=-1).unflatten(0, (len(templates), len(names)))
     return F.normalize(each.mean(0), dim=-1)

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from ..tuners import PromptConfig, config_class_of
+from ..tuners.config import own_options
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -151,6 +152,8 @@ def describe_adapter(model_id: str | os.PathLike[str], **hub: Any) -> dict[str, 
         "class name": f"at the {config.class_token_position}",
         "class-specific": "yes" if config.class_specific_context else "no",
         "temperature": "learned" if config.learn_temperature else "CLIP's",
+        "template": config.template or None,
+        **own_options(config),
         "parameters": f"{values:,} ({os.path.getsize(weights):,} bytes)",
         "written by": f"hf-coop {config.hf_coop_version}",
         "classes": f"{len(config.classnames)}: {', '.join(config.classnames)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -72,11 +73,12 @@ def check_adapter_config(config: PromptConfig, clip: CLIPModel, **hub: Any) -> A
     Raises:
         ValueError: the token ids or prompts do not fit the model, or are not those of the class names.
     """
-    if not config.needs_tokenizer:
-        config.check_fits(clip)
-    try:
+    tokenizer = None
+    with suppress(ValueError):
         tokenizer = load_tokenizer(clip, config.tokenizer_name_or_path, **hub)
-    except ValueError:
+    if not config.needs_tokenizer:
+        config.check_fits(clip, tokenizer)
+    if tokenizer is None:
         return None
     names = tokenize_classnames(tokenizer, config.classnames)
     for name, stored, ids in zip(config.classnames, config.token_ids or names.token_ids, names.token_ids, strict=True):

@@ -112,8 +112,9 @@ def read_checkpoint(
 
 def _tensors_of(config: PromptConfig, clip: CLIPModel) -> dict[str, torch.Tensor]:
     """What the prompt learner of `config` holds, for `clip`; `config` is tokenised and checked."""
-    config.tokenize(load_tokenizer(clip))
-    config.check_fits(clip)
+    tokenizer = load_tokenizer(clip)
+    config.tokenize(tokenizer)
+    config.check_fits(clip, tokenizer)
     return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].prompt_learner_cls(config, clip).state_dict()
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
-from ..tuners.config import PromptConfig, option_fields
+from ..tuners.config import PromptConfig, own_options
 from .publishing import REPO_PLACEHOLDER
 
 METRICS = {
@@ -157,7 +157,8 @@ def create_model_card(
         base_model_code=json.dumps(os.fspath(base or "openai/clip-vit-base-patch16")),
         revision_code=json.dumps(config.revision) if config.revision else None,
         ctx_init=plain_text(config.ctx_init) if config.ctx_init else None,
-        options={name: plain_text(value) for name, value in _own_options(config).items()},
+        template=plain_text(config.template) if config.template else None,
+        options={name: plain_text(value) for name, value in own_options(config).items()},
         classnames=names[:MAX_LISTED_CLASSES],
         n_classes=len(names),
         examples=names[:EXAMPLES],
@@ -207,11 +208,6 @@ def _eval_results(details: CardDetails) -> list[EvalResult]:
         )
         for metric, value in details.learned.items()
     ]
-
-
-def _own_options(config: PromptConfig) -> dict[str, Any]:
-    """The options that the method has beyond those that the card tells in words."""
-    return {name: getattr(config, name) for name in option_fields(type(config)) if not hasattr(PromptConfig, name)}
 
 
 def _hub_id(name: str | os.PathLike[str] | None) -> str | None:

@@ -67,7 +67,8 @@ class CoOpTrainer(PromptRun):
         state ([`TrainerState`]): position and measurements, of the last `train()`.
 
     Raises:
-        ValueError: a data set lacks a column, or its labels do not fit the model's classes.
+        ValueError: a data set lacks a column, its labels do not fit the model's classes, or a template that the
+            method needs cannot be encoded.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class CoOpTrainer(PromptRun):
         if args.learn_temperature and not model.prompt_config.learn_temperature:
             model.prompt_layer.active_learner.learn_temperature(model.clip)
         super().__init__(model, args, eval_dataset)
+        if train_dataset is not None and model.prompt_config.template:
+            model.template_embeddings(model.prompt_config.template)  # what is wrong with it is known before any work
         self.state = TrainerState()
         self._readable: set[str] = set()  # data sets whose images have all been decoded once
 

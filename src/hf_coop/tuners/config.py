@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -18,6 +19,7 @@ from ..encoding.prompts import (
     clean_classname,
     tokenize_classnames,
 )
+from ..encoding.templates import check_templates
 from ..version import __version__
 
 MAX_N_CTX = MAX_TOKEN_IDS = 1024  # in one prompt, so that a config cannot ask for any memory; CLIP has 77 positions
@@ -50,6 +52,8 @@ class PromptConfig(PeftConfig):
         also_learned (`str`): what the method learns besides context vectors, for the model card.
         class_token_position (`str`), class_specific_context (`bool`): as in [`CoOpConfig`], for methods that have no
             such options.
+        template (`str`): the hand-written prompt that training compares with; empty for methods that have no such
+            option. Those that have one get its checks from here.
 
     Args:
         classnames (`list[str]`): one name a class, in label order. Underscores become spaces in the prompt.
@@ -78,6 +82,7 @@ class PromptConfig(PeftConfig):
     also_learned: ClassVar[str] = ""
     class_token_position = "end"
     class_specific_context = False
+    template = ""
 
     classnames: list[str] = None  # type: ignore[assignment]
     n_ctx: int | None = field(default=None, metadata={"help": "Context vectors; default: the method's."})
@@ -114,6 +119,8 @@ class PromptConfig(PeftConfig):
         if self.n_ctx is not None and (type(self.n_ctx) is not int or not 1 <= self.n_ctx <= MAX_N_CTX):
             raise ValueError(f"n_ctx must be a whole number from 1 to {MAX_N_CTX}, got {self.n_ctx!r:.40}")
         self._check_flags("learn_temperature")
+        if "template" in self.__dataclass_fields__:
+            (self.template,) = check_templates([self.template])
         self._check_peft_fields()
         self._check_token_ids()
         self._check_ctx_token_ids()
@@ -132,6 +139,16 @@ class PromptConfig(PeftConfig):
         for name in names:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _check_numbers(self, *names: str, zero: bool = True) -> None:
+        """Raise unless these options are finite numbers above 0, or 0 where that is allowed."""
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r:.80} of type {type(value).__name__}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+                bound = "of at least 0" if zero else "above 0"
+                raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
 
     def _check_token_ids(self) -> None:
         if self.token_ids is None and self.name_lengths is None:
@@ -209,8 +226,14 @@ class PromptConfig(PeftConfig):
             self.n_ctx, self.ctx_token_ids = len(ids), ids
         self.token_ids, self.name_lengths = tokenize_classnames(tokenizer, self.classnames)
 
-    def check_fits(self, model: CLIPModel) -> None:
-        """Raise `ValueError` unless the model's vocabulary has the token ids, and its text tower their room."""
+    def check_fits(self, model: CLIPModel, tokenizer: Any = None) -> None:
+        """Raise `ValueError` unless the model's vocabulary has the token ids, and its text tower room for all prompts.
+
+        Args:
+            model (`CLIPModel`): the model it is for.
+            tokenizer (*optional*): the model's. Without one the hand-written template, which an adapter does not hold
+                as token ids, is not checked.
+        """
         text_config, token_ids = model.config.text_config, self.token_ids or []
         largest = max(i for ids in (*token_ids, self.ctx_token_ids or []) for i in ids)
         eos = token_ids[0][-1]
@@ -221,7 +244,17 @@ class PromptConfig(PeftConfig):
                 "it was made for a model with another tokenizer"
             )
         longest = max(range(len(token_ids)), key=lambda k: len(token_ids[k]))  # all at once may be too many to lay out
-        self.layout([longest]).check_fits(text_config.max_position_embeddings, [self.classnames[longest]])
+        room, name = text_config.max_position_embeddings, self.classnames[longest]
+        self.layout([longest]).check_fits(room, [name])
+        if self.template and tokenizer is not None:
+            # A sum, because a stranger's template may repeat a long name until the whole prompt fills the memory.
+            words = len(tokenizer(self.template.replace("{}", ""))["input_ids"])
+            length = words + self.template.count("{}") * (len(token_ids[longest]) - 3)  # all but start, stop and end
+            if length > room:
+                raise ValueError(
+                    f"template={self.template!r:.200} makes a prompt of {length} tokens for class name {name!r:.200}, "
+                    f"but the text tower has {room} positions: shorten the template"
+                )
 
     def layout(self, classes: Sequence[int] | None = None) -> PromptLayout:
         """The token layout of the class prompts, or of those of some `classes` only."""
@@ -244,3 +277,8 @@ def registered_configs() -> list[type[PromptConfig]]:
 def option_fields(config_class: type[PromptConfig]) -> dict[str, Field]:
     """The fields of a config that are options of the command: those with a help."""
     return {field.name: field for field in fields(config_class) if "help" in field.metadata}
+
+
+def own_options(config: PromptConfig) -> dict[str, Any]:
+    """The options that a method has beyond those that every config knows of, such as `n_ctx` and `template`."""
+    return {name: getattr(config, name) for name in option_fields(type(config)) if not hasattr(PromptConfig, name)}

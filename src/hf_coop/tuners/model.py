@@ -48,9 +48,11 @@ class PromptModel(BaseTuner):
                 f"{type(peft_config).__name__} needs a transformers.CLIPModel (a CLIP with a causal text tower), "
                 f"got {type(model).__name__}"
             )
+        tokenizer = None
         if peft_config.needs_tokenizer:
-            peft_config.tokenize(load_tokenizer(model, peft_config.tokenizer_name_or_path))
-        peft_config.check_fits(model)
+            tokenizer = load_tokenizer(model, peft_config.tokenizer_name_or_path)
+            peft_config.tokenize(tokenizer)
+        peft_config.check_fits(model, tokenizer)
         if peft_config.revision is None and peft_config.base_model_name_or_path in (None, model.name_or_path):
             peft_config.revision = base_revision(model)
 
