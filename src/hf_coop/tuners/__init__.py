@@ -6,6 +6,7 @@
 from .cocoop import CoCoOpConfig, CoCoOpModel
 from .config import PromptConfig
 from .coop import CoOpConfig, CoOpModel
+from .kgcoop import KgCoOpConfig, KgCoOpModel
 from .model import PromptModel
 from .registration import config_class_of, make_prompt_arguments, prompt_options, register_method
 
