@@ -26,10 +26,11 @@ def test_importing_the_package_registers_the_methods():
     code = """
 import hf_coop
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs, PEFT_TYPE_TO_TUNER_MAPPING as tuners
-for name in ("COOP", "COCOOP"):
+for name in ("COOP", "COCOOP", "KGCOOP", "PROGRAD"):
     print(configs[name].__name__, tuners[name].__name__)
 """
-    assert run_python("-c", code).split() == ["CoOpConfig", "CoOpModel", "CoCoOpConfig", "CoCoOpModel"]
+    methods = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")
+    assert run_python("-c", code).split() == [f"{name}{kind}" for name in methods for kind in ("Config", "Model")]
 
 
 def test_help_needs_no_torch():

@@ -154,6 +154,20 @@ def test_convert(tmp_path):
     assert HFCoOp.from_pretrained(tmp_path / "out").classnames == PUBLISHED_CLASSNAMES
 
 
+@pytest.mark.parametrize("method", ["kgcoop", "prograd"])
+def test_convert_takes_the_method_of_which_the_tensors_do_not_tell(method, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(PUBLISHED_CLASSNAMES) + "\n")
+    options = ["--model_name_or_path", PARITY, "--classnames_file", names, "--method", method]
+    done = run_here("convert", COOP, tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    converted = HFCoOp.from_pretrained(tmp_path / "out")
+    assert converted.prompt_config.peft_type == method.upper()
+    coop = HFCoOp.from_published(COOP, PARITY, PUBLISHED_CLASSNAMES)
+    assert coop.prompt_config.peft_type == "COOP"
+    assert converted.class_embeddings().equal(coop.class_embeddings())
+
+
 def test_convert_refuses_a_wrong_order(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(reversed(PUBLISHED_CLASSNAMES)) + "\n")

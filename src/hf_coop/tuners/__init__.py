@@ -8,6 +8,7 @@ from .config import PromptConfig
 from .coop import CoOpConfig, CoOpModel
 from .kgcoop import KgCoOpConfig, KgCoOpModel
 from .model import PromptModel
+from .prograd import ProGradConfig, ProGradModel
 from .registration import config_class_of, make_prompt_arguments, prompt_options, register_method
 
 __all__ = [name for name in dir() if name.endswith(("Config", "Model"))]
