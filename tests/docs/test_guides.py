@@ -1,0 +1,73 @@
+"""The guides in docs/: their code runs as it stands, from top to bottom, and does what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def python_blocks(guide: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+CHECKS = """
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import HfArgumentParser
+from typer.testing import CliRunner
+
+from hf_coop.tuners import make_prompt_arguments, prompt_options
+from hf_coop_cli import app
+
+assert "label_smoothing" not in made_before
+parser = HfArgumentParser(make_prompt_arguments())
+assert "Probability to spread over all classes. (SmoothCoOp)" in " ".join(parser.format_help().split())
+(given,) = parser.parse_args_into_dataclasses(["--method", "smoothcoop", "--label_smoothing", "0.3"])
+assert (given.method, prompt_options(given)) == ("smoothcoop", {"label_smoothing": 0.3})
+
+folder = Path("smoothcoop-digits")
+config = json.loads((folder / "adapter_config.json").read_text())
+assert (config["peft_type"], config["label_smoothing"]) == ("SMOOTHCOOP", 0.2)
+assert [name.rsplit(".", 1)[1] for name in load_file(folder / "adapter_model.safetensors")] == ["ctx"]
+card = (folder / "README.md").read_text()
+assert "SmoothCoOp prompt for CLIP" in card and SmoothCoOpConfig.citation in card and "label_smoothing" in card
+info = CliRunner().invoke(app, ["info", str(folder)]).output
+assert "SmoothCoOp" in info and "label_smoothing  0.2" in info
+
+trained, loaded = (m.prompt_layer.active_learner.ctx for m in (trainer.model, model))
+assert torch.equal(trained, loaded)
+history = trainer.state.log_history
+assert history[-1]["loss"] < history[0]["loss"]
+embeds, labels = torch.randn(3, model.clip.config.projection_dim), torch.tensor([0, 1, 2])
+output = model(image_embeds=embeds, labels=labels)
+assert torch.equal(output.loss, F.cross_entropy(output.logits, labels, label_smoothing=0.2))
+
+for make in (lambda: SmoothCoOpConfig(label_smoothing=2), lambda: CoOpConfig(label_smoothing=0.1)):
+    try:
+        make()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_adding_a_method(tmp_path):
+    """In a process of its own: PEFT's tables would keep the method."""
+    blocks = python_blocks("adding-a-method.md")
+    assert len(blocks) == 2
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) < 40
+    before = "from hf_coop.tuners import make_prompt_arguments as _make\nmade_before = _make().__dataclass_fields__\n"
+    (tmp_path / "guide.py").write_text(before + "\n".join(blocks) + CHECKS, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "guide.py"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "label_smoothing must be at least 0 and below 1, got 2" in done.stdout
+    assert "label_smoothing=0.1 is an option of SmoothCoOp, not of CoOp" in done.stdout
