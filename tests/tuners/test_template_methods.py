@@ -313,7 +313,7 @@ class TestWaysIn:
         for name in OWN[method]:
             assert f"--{name}" in text
         assert f"({label})" in text
-        assert "Hand-written prompt to compare with. (KgCoOp, ProGrad)" in text
+        assert "Hand-written prompt that training keeps to. (KgCoOp, ProGrad)" in text
         assert method in text
 
     def test_and_refused_for_other_methods(self, method, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ class KgCoOpConfig(CoOpConfig):
     default_ctx_init: ClassVar[str | None] = "a photo of a"
     default_n_ctx: ClassVar[int] = 4
 
-    template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Hand-written prompt to compare with."})
+    template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Hand-written prompt that training keeps to."})
     kgcoop_weight: float = field(default=8.0, metadata={"help": "Weight of the distance to the template."})
 
     @classmethod

@@ -34,7 +34,7 @@ class ProGradConfig(CoOpConfig):
   year = {2023}
 }"""
 
-    template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Hand-written prompt to compare with."})
+    template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Hand-written prompt that training keeps to."})
     prograd_lambda: float = field(default=1.0, metadata={"help": "How much of opposing gradients is taken off."})
     prograd_temperature: float = field(default=1.0, metadata={"help": "Of the logits that are compared."})
 
