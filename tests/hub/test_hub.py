@@ -14,7 +14,7 @@ from loopback_hub import HubServer
 CLASSNAMES = ["cat", "Tiger_Cat", "bird of paradise", "pink primrose"]
 THREE_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 START = f"""
-import json, sys, torch
+import json, sys, tempfile, torch
 from pathlib import Path
 import numpy as np
 from PIL import Image
@@ -91,7 +91,8 @@ report["second adapter"] = model.predict(image)
 model.set_adapter("birds")
 report["third adapter"] = [model.classnames, model.config.id2label]
 
-attempt("private", lambda: HFCoOp.from_pretrained("tester/flowers", token=False, cache_dir="empty"))
+with tempfile.TemporaryDirectory() as empty:  # from a cache that has it, huggingface_hub gives it to anyone
+    attempt("private", lambda: HFCoOp.from_pretrained("tester/flowers", token=False, cache_dir=empty))
 attempt("missing", lambda: HFCoOp.from_pretrained("tester/nothing"))
 attempt("no such revision", lambda: HFCoOp.from_pretrained("tester/flowers", revision="later"))
 attempt("local only", lambda: HFCoOp.from_pretrained("tester/shaky", local_files_only=True))
