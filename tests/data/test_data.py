@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -233,12 +234,16 @@ class TestBrokenImages:
 
     @pytest.mark.parametrize("kind", ["qoi", "ppm", "dds", "avif", "tiff"])
     def test_whatever_the_decoder_raises(self, tmp_path, kind):
-        if f".{kind}" not in PILImage.registered_extensions():
-            pytest.skip(f"this Pillow reads no {kind}")
+        PILImage.init()
+        if kind.upper() not in PILImage.SAVE:
+            pytest.skip(f"this Pillow writes no {kind}")
         folder = image_folder(tmp_path / "train", {"bus": 1})
         path = folder / "bus" / f"cut.{kind}"
         PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with contextlib.suppress(Exception), PILImage.open(path) as cut:
+            cut.load()
+            pytest.skip(f"this Pillow fills in what is missing of a {kind} file")  # DDS before 12.3
         with pytest.raises(ValueError, match=rf"cannot read '.*cut.{kind}' as an image"):
             read_images(load_image_folder(folder), [0, 1])
         embedded = Dataset.from_dict(

@@ -699,8 +699,3 @@ class TestProgress:
         assert b"steps/s" in shown
         assert b"left" in shown
         assert b"training accuracy" not in shown
-
-
-def test_training_is_imported_only_when_asked_for():
-    script = "import sys, hf_coop; print([m for m in ('datasets', 'sklearn', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
