@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-lowest test-newest lint clean
 
 install: $(VENV)/.installed
 
@@ -19,10 +19,27 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
+# The suite at the oldest versions that pyproject.toml allows, and at the newest there are; of torch, whose other builds
+# are gigabytes, both take the one of constraints.txt. `make test-lowest TORCH=2.6.0` checks the oldest torch as well.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	echo torch==$(TORCH) | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+		--python .venv-lowest/bin/python --output-file .venv-lowest/constraints.txt pyproject.toml -
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable ".[dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager torch==$(TORCH) --editable ".[dev]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) outputs build dist
+	rm -rf $(VENV) .venv-lowest .venv-newest outputs build dist
