@@ -351,3 +351,15 @@ def test_shares_of_a_layout_hold_each_class_once(count):
     assert len(shares) == count
     assert sorted(k for share in shares for k in share.order) == list(range(len(CLASSNAMES)))
     assert max(share.n_tail_tokens for share in shares) <= layout.n_tail_tokens / count + len(layout.tails[-1])
+
+
+def test_methods_with_terms_of_their_own(tmp_path):
+    """KgCoOp's distance takes the anchor's place; ProGrad says why it cannot."""
+    args = fill_in(CoOpTrainingArguments(), make_model(method="kgcoop", n_ctx=None).prompt_config, 4)
+    assert (args.optim, args.anchor_weight, args.label_smoothing_factor) == ("lbfgs", 0, 0.1)
+    losses = learned(tmp_path, make_model(method="kgcoop"), max_text_passes=12).state.losses
+    assert losses[-1] < losses[0]
+    prograd = make_model(method="prograd").prompt_config
+    assert fill_in(CoOpTrainingArguments(), prograd, 4).recipe == "paper"
+    with pytest.raises(ValueError, match="optim='lbfgs' does not go with ProGrad: its gradient is merged from two"):
+        fill_in(CoOpTrainingArguments(optim="lbfgs"), prograd, 4)

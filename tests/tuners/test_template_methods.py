@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, HfArgumentParser, Trainer, TrainingArguments
 from typer.testing import CliRunner
 
-from hf_coop import CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp, KgCoOpConfig, ProGradConfig
+from hf_coop import CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp, ProGradConfig
+from hf_coop.training.recipes import fill_in
 from hf_coop.tuners import config_class_of, make_prompt_arguments
 from hf_coop_cli import app
 
@@ -222,7 +223,7 @@ class TestKgCoOp:
         config = HFCoOp.from_clip(clip, ["cat", "dog"], "kgcoop").prompt_config
         assert (config.n_ctx, config.ctx_init, config.kgcoop_weight) == (4, "a photo of a", 8.0)
         for shots in (1, 4, 16):
-            args = CoOpTrainingArguments().with_recipe(KgCoOpConfig.default_recipe(shots))
+            args = fill_in(CoOpTrainingArguments(recipe="paper"), config, shots)
             assert (args.num_train_epochs, args.per_device_train_batch_size) == (100, 128)
             assert (args.optim, args.learning_rate) == ("sgd", 0.002)
 

@@ -136,9 +136,10 @@ class BatchGradients:
             even = F.cross_entropy(logits, labels, label_smoothing=1.0)  # against the same probability of each class
             loss = loss + self.smoothing * (even - F.cross_entropy(logits, labels))
         if self.anchor_weight and classes is not None:
-            cosines = (classes * self.model.template_embeddings(self.anchor_template)).sum(-1)
+            # Half of the squared distance is 1 - cosine for vectors of length 1, without its cancellation.
+            apart = (classes - self.model.template_embeddings(self.anchor_template)).square().sum(-1).mean() / 2
             scale = self.model.clip.logit_scale.detach().exp()  # so that the weight counts in logits, as the loss does
-            loss = loss + self.anchor_weight * scale * (1 - cosines.mean())
+            loss = loss + self.anchor_weight * scale * apart
         return loss
 
     def _gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...encoding.templates import DEFAULT_TEMPLATE
 from ..coop.config import CoOpConfig
@@ -34,9 +34,16 @@ class ProGradConfig(CoOpConfig):
   year = {2023}
 }"""
 
+    no_fast_recipe: ClassVar[str] = "its gradient is merged from two losses, so there is no loss for a line search"
+
     template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Hand-written prompt that training keeps to."})
     prograd_lambda: float = field(default=1.0, metadata={"help": "How much of opposing gradients is taken off."})
     prograd_temperature: float = field(default=1.0, metadata={"help": "Of the logits that are compared."})
+
+    @classmethod
+    def fast_recipe(cls, num_shots: int) -> dict[str, Any] | None:
+        """None: see `no_fast_recipe`."""
+        return None
 
     def __post_init__(self) -> None:
         super().__post_init__()
