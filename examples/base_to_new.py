@@ -23,7 +23,7 @@ from train import DataArguments, ModelArguments, PromptArguments, run_script
 from transformers import set_seed
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
-from hf_coop.data import few_shot_splits, subsample_classes
+from hf_coop.data import classnames_of, few_shot_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
 from hf_coop.encoding import check_templates
 from hf_coop.files import staged_folder
@@ -57,10 +57,10 @@ def evaluate_zero_shot(trainer: CoOpTrainer, base: Any, new: Any, template: str)
     """Accuracy of the hand-written prompt; the prompt that `trainer` learns is not used."""
     accuracies = []
     for split in (base["test"], new["test"]):
-        trainer.model.set_classnames(split.features["label"].names)
+        trainer.model.set_classnames(classnames_of(split))
         guesses = trainer.model.zero_shot_logits(trainer.image_embeds(split)[:, 0], template).argmax(-1)
         accuracies.append((guesses.cpu().numpy() == split["label"][:]).mean().item())
-    trainer.model.set_classnames(base["test"].features["label"].names)
+    trainer.model.set_classnames(classnames_of(base["test"]))
     return score(*accuracies)
 
 
@@ -69,7 +69,7 @@ def evaluate_learned(trainer: CoOpTrainer, base: Any, new: Any) -> Scores:
     trainer.train()
     trainer.save_model()
     on_base = trainer.evaluate(base["test"])["accuracy"]
-    trainer.model.set_classnames(new["test"].features["label"].names)
+    trainer.model.set_classnames(classnames_of(new["test"]))
     return score(on_base, trainer.evaluate(new["test"])["accuracy"])
 
 
@@ -110,7 +110,7 @@ def run(
         base, new = subsample_classes(sampled, "base"), subsample_classes(sampled, "new")
         set_seed(seed)
         model = HFCoOp.from_clip(
-            path, base["train"].features["label"].names, method, revision=model_args.model_revision, **options
+            path, classnames_of(base["train"]), method, revision=model_args.model_revision, **options
         )
         trainer = CoOpTrainer(model, run_args, base["train"])
         is_main = trainer.accelerator.is_main_process

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import HfArgumentParser, set_seed
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
-from hf_coop.data import few_shot_splits, load_image_splits, subsample_classes
+from hf_coop.data import classnames_of, few_shot_splits, load_image_splits, subsample_classes
 from hf_coop.demo import DEMO_CLIP
 from hf_coop.encoding import DEFAULT_TEMPLATE, check_templates
 from hf_coop.evaluation import classification_metrics, plot_training_curves
@@ -91,7 +91,7 @@ def train(
     set_seed(args.seed)
     with phase("loading"):
         splits = data_args.load(args.seed)
-        classnames = splits["train"].features["label"].names
+        classnames = classnames_of(splits["train"])
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
         model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
     test = splits.get("test")

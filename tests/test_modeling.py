@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSNAMES, PARITY, relative_error
+from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
 from hf_coop import CoOpConfig, HFCoOp
 from hf_coop.data.images import load_image
+from hf_coop.hub import describe_adapter
 
 
 @pytest.fixture
@@ -74,7 +77,6 @@ class TestFromClip:
         [
             ({"classnames": []}, ValueError, "classnames is empty"),
             ({"classnames": None}, TypeError, "list of strings"),
-            ({"classnames": ["cat", "Cat"]}, ValueError, "duplicate class names: 'cat'"),
             ({"classnames": ["cat", ""]}, ValueError, "class name 1 is blank"),
             ({"classnames": ["cat", None]}, TypeError, "class name 1 is None"),
             ({"n_ctx": 0}, ValueError, "got 0"),
@@ -424,7 +426,6 @@ class TestSetClassnames:
         [
             ([], ValueError, "empty"),
             (["dog", " "], ValueError, "class name 1 is blank"),
-            (["dog", "Dog"], ValueError, "duplicate class names: 'dog'"),
             (["dog", 3], TypeError, "class name 1 is 3"),
             ("dog", TypeError, "'dog'"),
             (["dog", "very " * 80 + "long"], ValueError, r"takes \d+ positions"),
@@ -456,6 +457,75 @@ class TestSetClassnames:
     def test_the_list_given_out_is_a_copy(self, model):
         model.classnames.append("dog")
         assert model.classnames == CLASSNAMES
+
+
+class TestEqualClassnames:
+    """Two names that make the same prompt are two equal columns; a warning tells of them when the prompt is made."""
+
+    NAMES = ("missile", "cat", "missile", "Tiger_Cat", "tiger cat")
+
+    @pytest.fixture
+    def warned(self) -> HFCoOp:
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="same prompt") as caught:
+            model = HFCoOp.from_clip(PARITY, self.NAMES, n_ctx=4).eval()
+        (warning,) = [row for row in caught if "same prompt" in str(row.message)]
+        for words in (
+            "'missile' (label 0) and 'missile' (label 2)",
+            "'Tiger_Cat' (label 3) and 'tiger cat' (label 4)",
+        ):
+            assert words in str(warning.message)
+        return model
+
+    def test_are_equal_columns(self, warned, pixel_values):
+        for logits in (
+            warned(pixel_values=pixel_values).logits,
+            warned.clip(pixel_values=pixel_values).logits_per_image,
+        ):
+            assert logits.shape == (4, 5)
+            assert relative_error(logits[:, 0], logits[:, 2]) < 1e-6
+            assert relative_error(logits[:, 3], logits[:, 4]) < 1e-6
+            assert relative_error(logits[:, 0], logits[:, 1]) > 1e-3
+
+    def test_a_context_of_their_own_tells_them_apart(self, pixel_values):
+        with pytest.warns(UserWarning, match="same prompt"):
+            model = HFCoOp.from_clip(PARITY, self.NAMES, n_ctx=4, class_specific_context=True)
+        logits = model(pixel_values=pixel_values).logits
+        assert relative_error(logits[:, 0], logits[:, 2]) > 1e-3
+
+    def test_predictions_hold_both(self, warned, images):
+        found = [row["label"] for row in warned.predict(images[0])]
+        assert sorted(found) == sorted(self.NAMES)
+        assert warned.config.id2label == dict(enumerate(self.NAMES))
+        assert warned.config.label2id == {"missile": 0, "cat": 1, "Tiger_Cat": 3, "tiger cat": 4}
+
+    @pytest.mark.filterwarnings("error:class names that make the same prompt")
+    def test_saving_loading_and_copies_do_not_warn_again(self, warned, images, tmp_path):
+        warned.save_pretrained(tmp_path)
+        loaded = HFCoOp.from_pretrained(tmp_path)
+        assert loaded.classnames == list(self.NAMES)
+        assert loaded.predict(images) == warned.predict(images)
+        assert PeftModel.from_pretrained(CLIPModel.from_pretrained(PARITY), tmp_path).peft_config
+        assert copy.deepcopy(loaded).classnames == list(self.NAMES)
+        assert describe_adapter(tmp_path)["classes"] == f"5: {', '.join(self.NAMES)}"
+        card = (tmp_path / "README.md").read_text()
+        assert "| 0 | missile |\n| 1 | cat |\n| 2 | missile |" in card
+
+    def test_the_card_tells_vectors_of_equal_names_apart(self, tmp_path):
+        with pytest.warns(UserWarning, match="same prompt"):
+            HFCoOp.from_clip(PARITY, self.NAMES, n_ctx=1, class_specific_context=True).save_pretrained(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        for owner in (r"missile \(label 0\)", "cat", r"missile \(label 2\)"):
+            assert f"| {owner}, 1 |" in card
+
+    def test_other_names_warn_of_their_own(self, model):
+        with pytest.warns(UserWarning, match=r"'dog' \(label 0\) and 'Dog' \(label 1\)"):
+            model.set_classnames(["dog", "Dog"])
+        assert model.classnames == ["dog", "Dog"]
+
+    def test_plain_peft_warns_too(self, clip):
+        with pytest.warns(UserWarning, match=r"'dog' \(label 0\) and 'dog' \(label 1\)"):
+            get_peft_model(clip, CoOpConfig(classnames=["dog", "dog"], n_ctx=2))
 
 
 class TestFiles:

@@ -109,7 +109,9 @@ class HFCoOp(HubMixin, PeftModel):
     def _update_labels(self) -> None:
         """Keep the labels that `transformers.pipeline` reads in step with the active adapter's class names."""
         self.config.id2label = dict(enumerate(self.classnames))
-        self.config.label2id = {name: label for label, name in enumerate(self.classnames)}
+        self.config.label2id = {}
+        for label, name in self.config.id2label.items():
+            self.config.label2id.setdefault(name, label)  # the first of equal names
 
     @property
     def clip(self) -> CLIPModel:

@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import PARITY
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as PILImage
 
 from hf_coop.data import (
+    classnames_of,
     few_shot_indices,
     few_shot_splits,
     load_image_folder,
     load_image_splits,
     random_view,
+    read_classnames,
     read_images,
     subsample_classes,
 )
+from hf_coop.data.checks import check_labelled_images
 from hf_coop.data.few_shot import class_counts
 
 
@@ -400,7 +403,6 @@ class TestClassNames:
         [
             ("a\nb\n", "has 2 class names, but the data has 3 classes"),
             ("a\n\nc\n", "names.txt.*class name 1 is blank"),
-            ("a\nred_car\nRed car\n", "names.txt.*duplicate"),
         ],
     )
     def test_a_file_that_does_not_fit(self, folder, tmp_path, text, message):
@@ -411,9 +413,13 @@ class TestClassNames:
         with pytest.raises(ValueError, match=r"cannot read the class names in 'gone.txt'"):
             load_image_splits(folder, classnames_file="gone.txt")
 
-    def test_duplicate_names_in_the_data(self, tmp_path):
-        with pytest.raises(ValueError, match="duplicate class names"):
-            load_image_splits(image_folder(tmp_path / "data", {"a_b": 1, "a b": 1}))
+    def test_folders_whose_names_make_the_same_prompt(self, tmp_path):
+        train = image_folder(tmp_path / "train", {"hot_dog": 2, "Hot dog": 1, "cat": 1})
+        test = image_folder(tmp_path / "test", {"hot_dog": 1, "Hot dog": 3, "cat": 1})
+        splits = load_image_splits(train, test)
+        assert classnames_of(splits["train"]) == classnames_of(splits["test"]) == ["Hot dog", "cat", "hot_dog"]
+        assert class_counts(splits["train"]) == {"Hot dog": 1, "cat": 1, "hot_dog": 2}
+        assert splits["test"]["label"][:] == [0, 0, 0, 1, 2]
 
     def test_numbers_are_warned_of_loudly(self, tmp_path, caplog):
         data = image_folder(tmp_path / "data", {"1": 1, "10": 1, "100": 1})
@@ -482,6 +488,71 @@ class TestClassNames:
         name = saved(tmp_path / "data", train=labelled(["ant", "bee", "cow"], [0, 2]))
         with pytest.raises(ValueError, match="classes without any training image: bee"):
             load_image_splits(dataset_name=name)
+
+
+class TestEqualNames:
+    """As ImageNet has them: its classes 657 and 744 are both called "missile"."""
+
+    NAMES = ("missile", "cat", "missile", "dog", "missile")
+
+    @pytest.fixture
+    def splits(self, tmp_path) -> DatasetDict:
+        folders = [
+            image_folder(tmp_path / name, {f"n0{k}": 1 + (k == 2) for k in range(5)}) for name in ("train", "test")
+        ]
+        file = tmp_path / "names.txt"
+        file.write_text("\n".join(self.NAMES) + "\n")
+        assert read_classnames(file) == list(self.NAMES)
+        return load_image_splits(*folders, classnames_file=file)
+
+    def test_are_kept_in_label_order(self, splits):
+        for split in splits.values():
+            assert classnames_of(split) == list(self.NAMES)
+            assert split["label"][:] == [0, 1, 2, 2, 3, 4]
+        assert list(class_counts(splits["train"]).values()) == [1, 1, 2, 1, 1]
+        assert list(class_counts(splits["train"]))[1:3] == ["cat", "missile (label 2)"]
+
+    def test_stay_through_what_is_done_with_a_data_set(self, splits, tmp_path):
+        train = splits["train"]
+        renamed = train.rename_column("image", "photo").select([3, 0]).map(lambda row: {"more": 1}).shuffle(seed=0)
+        assert classnames_of(renamed) == list(self.NAMES)
+        assert classnames_of(concatenate_datasets([train, splits["test"]])) == list(self.NAMES)
+        train.to_parquet(str(tmp_path / "train.parquet"))
+        for name in (str(tmp_path / "train.parquet"), saved(tmp_path / "disk", **splits)):
+            again = load_image_splits(dataset_name=name)
+            assert classnames_of(again["train"]) == list(self.NAMES)
+            assert again["train"]["label"][:] == train["label"][:]
+
+    @pytest.mark.parametrize(
+        ("subset", "kept", "labels"),
+        [("base", ["missile", "cat", "missile"], [0, 1, 2, 2]), ("new", ["dog", "missile"], [0, 1])],
+    )
+    def test_halves(self, splits, subset, kept, labels):
+        half = subsample_classes(few_shot_splits(splits, 2, seed=1), subset)
+        assert classnames_of(half["test"]) == kept
+        assert half["test"]["label"][:] == labels
+
+    def test_string_labels_that_differ_in_spelling_only(self, tmp_path):
+        data = labelled([], ["hot_dog", "Hot dog", "hot dog "], feature=Value("string"))
+        splits = load_image_splits(dataset_name=saved(tmp_path / "data", train=data))
+        assert classnames_of(splits["train"]) == ["Hot dog", "hot dog", "hot_dog"]
+        assert splits["train"]["label"][:] == [2, 0, 1]
+
+    def test_fit_a_model_of_the_same_names_alone(self, splits):
+        train = splits["train"]
+        check_labelled_images(train, self.NAMES)
+        check_labelled_images(train, train.features["label"].names)
+        others = ["cat", "missile", *self.NAMES[2:]]
+        with pytest.raises(ValueError, match="'missile' is label 0 there and 1 or 2 or 4 in the model"):
+            check_labelled_images(train, others)
+        with pytest.raises(ValueError, match="has 5 classes, the model has 2"):
+            check_labelled_images(train, ["bus", "tram"])
+
+    def test_a_data_set_that_names_no_classes(self):
+        data = labelled([], ["a", "b"], feature=Value("string"))
+        for unnamed in (data, data.remove_columns("label")):
+            with pytest.raises(ValueError, match="names no classes"):
+                classnames_of(unnamed)
 
 
 class TestRandomView:

@@ -14,7 +14,9 @@ from hf_coop.encoding.prompts import (
     TokenizedClassnames,
     check_classnames,
     clean_classname,
+    distinct_classnames,
     tokenize_classnames,
+    warn_of_equal_prompts,
 )
 
 SOS, STOP, EOS = 900, 901, 902
@@ -61,11 +63,29 @@ class TestClassnames:
         assert repr(name) in str(error.value)
 
     @pytest.mark.parametrize(("one", "other"), [("cat", "cat"), ("tiger_cat", "tiger cat"), ("Cat", "cat ")])
-    def test_duplicates_name_both(self, one, other):
-        with pytest.raises(ValueError, match="duplicate class names") as error:
-            check_classnames([one, "dog", other])
-        assert f"{one!r} (label 0)" in str(error.value)
-        assert f"{other!r} (label 2)" in str(error.value)
+    def test_equal_prompts_are_warned_of_by_name_and_label(self, tokenizer, one, other):
+        names = check_classnames([one, "dog", other])
+        token_ids = tokenize_classnames(tokenizer, names).token_ids
+        assert token_ids[0] == token_ids[2]
+        with pytest.warns(UserWarning, match="make the same prompt") as caught:
+            warn_of_equal_prompts(names, token_ids)
+        assert len(caught) == 1
+        assert str(caught[0].message).endswith(f"{one!r} (label 0) and {other!r} (label 2)")
+
+    def test_other_prompts_are_not_warned_of(self, recwarn, tokenizer):
+        names = ["cat", "tiger cat", "cat tiger"]
+        warn_of_equal_prompts(names, tokenize_classnames(tokenizer, names).token_ids)
+        assert not recwarn.list
+
+    def test_the_warning_of_many_names_stays_short(self):
+        with pytest.warns(UserWarning, match="same prompt") as caught:
+            warn_of_equal_prompts(["cat"] * MAX_CLASSES, [[1, 2, 3]] * MAX_CLASSES)
+        assert len(str(caught[0].message)) < 3000
+
+    def test_equal_names_as_keys_have_their_labels(self):
+        assert distinct_classnames(["a", "b", "a"]) == ["a (label 0)", "b", "a (label 2)"]
+        awkward = ["a", "a", "a (label 0)"]
+        assert len(set(distinct_classnames(awkward))) == 3
 
     def test_too_many(self):
         with pytest.raises(ValueError, match=f"{MAX_CLASSES + 1} class names"):

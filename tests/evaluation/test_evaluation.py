@@ -31,6 +31,10 @@ class TestMetrics:
         assert metrics["ece"] == pytest.approx(0.7 - 0.6)
         assert metrics["num_samples"] == 5
 
+    def test_equal_names_each_have_their_accuracy(self):
+        metrics = classification_metrics(one_hot_like([0, 1, 0])[:, :3], [0, 1, 1], ["missile", "missile", "cat"])
+        assert metrics["per_class_accuracy"] == {"missile (label 0)": 1.0, "missile (label 1)": 0.5}
+
     def test_top5(self):
         scores = np.array([[0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02]] * 3)
         assert classification_metrics(scores, [4, 5, 0], NAMES)["top5_accuracy"] == pytest.approx(2 / 3)

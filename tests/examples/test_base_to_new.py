@@ -83,6 +83,18 @@ def test_table_over_seeds(folders, tmp_path, monkeypatch):
         run_here(monkeypatch, *folders, *options)
 
 
+def test_equal_names_in_either_half(folders, tmp_path, monkeypatch):
+    names = ["missile", "cat", "missile", "jet", "Jet"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    options = ("--seeds=1", "--methods", "coop", "--num_train_epochs=1", f"--classnames_file={tmp_path / 'names.txt'}")
+    with pytest.warns(UserWarning, match="same prompt") as caught:
+        run_here(monkeypatch, *folders, *options, f"--output_dir={tmp_path / 'out'}")
+    messages = {str(warning.message) for warning in caught if "same prompt" in str(warning.message)}
+    assert len(messages) == 2  # one for each half
+    config = json.loads((tmp_path / "out" / "coop-seed1" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["classnames"] == names[:3]
+
+
 def test_learns_the_base_classes(folders, tmp_path, monkeypatch):
     """With enough steps both methods beat the random model's hand-written prompt on the classes they learn."""
     options = ("--seeds=1", "--num_shots=4", "--num_train_epochs=100", "--learning_rate=0.02")

@@ -137,6 +137,25 @@ class TestOutput:
         assert {result["dataset"]["split"] for result in entry["results"]} == {"validation"}
 
 
+def test_equal_class_names(data, tmp_path):
+    """As in ImageNet's own list: trained all the same, with one warning, and each class has its accuracy."""
+    names = tmp_path / "names.txt"
+    names.write_text("missile\nred bus\nmissile\n")
+    out = tmp_path / "out"
+    done = run(command(out, data, "--classnames_file", names, "--num_train_epochs", 2, "--save_strategy", "no"))
+    assert done.stderr.count("class names that make the same prompt") == 1
+    assert "'missile' (label 0) and 'missile' (label 2)" in done.stderr
+    found = metrics(out)
+    assert found["classnames"] == ["missile", "red bus", "missile"]
+    for name in ("zero_shot", "learned"):
+        assert found[name]["per_class_accuracy"].keys() == {"missile (label 0)", "red bus", "missile (label 2)"}
+    predictions = HFCoOp.from_pretrained(out).predict(data / "test" / "cat" / "0.png")
+    assert sorted(row["label"] for row in predictions) == ["missile", "missile", "red bus"]
+    info = run([str(out)], sys.executable, "-m", "hf_coop_cli", "info")
+    assert "3: missile, red bus, missile" in info.stdout
+    assert "same prompt" not in info.stderr
+
+
 class TestInterruption:
     def test_killed_at_any_moment_and_resumed(self, data, tmp_path, whole):
         """SIGKILL while checkpoints are written at each step, again and again, until a run comes through."""

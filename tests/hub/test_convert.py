@@ -80,6 +80,21 @@ def test_every_option(case, dtype, tmp_path):
     assert relative_error(model(pixel_values=tensors["pixel_values"]).logits, tensors["logits"]) < tolerance
 
 
+def test_equal_names(tmp_path, images):
+    """Those of ImageNet hold two pairs, and the published code trains on them."""
+    names = ["missile", "cat", "missile", "Missile"]
+    with pytest.warns(UserWarning, match="same prompt"):
+        original = HFCoOp.from_clip(PARITY, names, n_ctx=2).eval()
+    checkpoint = save_as_published(tmp_path / "model.pth.tar-50", original, torch.float32)
+    with pytest.warns(UserWarning, match=r"'missile' \(label 0\) and 'missile' \(label 2\)") as caught:
+        model = HFCoOp.from_published(checkpoint, PARITY, names)
+    assert len({str(warning.message) for warning in caught if "same prompt" in str(warning.message)}) == 1
+    assert model.classnames == names
+    assert model.predict(images) == original.predict(images)
+    with pytest.raises(ValueError, match=r"class 1 is not 'missile' in the checkpoint \(there it is 'cat'\)"):
+        HFCoOp.from_published(checkpoint, PARITY, ["missile", "missile", "cat", "missile"])
+
+
 def test_names_in_another_order():
     swapped = [CLASSNAMES[0], CLASSNAMES[2], CLASSNAMES[1], *CLASSNAMES[3:]]
     with pytest.raises(ValueError, match=r"class 1 is not 'cat' in the checkpoint \(there it is 'English_marigold'\)"):

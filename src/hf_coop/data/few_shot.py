@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ..encoding import distinct_classnames
+from .classnames import class_label, classnames_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -80,12 +84,10 @@ def _warn_of_small_classes(train: Dataset, num_shots: int) -> None:
 
 
 def class_counts(dataset: Dataset) -> dict[str, int]:
-    """Images of each class, by name, in label order."""
-    names = dataset.features["label"].names
-    counts = [0] * len(names)
-    for label in dataset["label"][:]:
-        counts[label] += 1
-    return dict(zip(names, counts, strict=True))
+    """Images of each class, by name (equal ones with their labels), in label order."""
+    names = distinct_classnames(classnames_of(dataset))
+    counts = Counter(dataset["label"][:])
+    return {name: counts[label] for label, name in enumerate(names)}
 
 
 def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
@@ -98,13 +100,11 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
     Raises:
         ValueError: another `subset`, or no class is left, or no image of some split.
     """
-    from datasets import ClassLabel
-
     if subset not in CLASS_SUBSETS:
         raise ValueError(f"subsample_classes must be one of {', '.join(CLASS_SUBSETS)}, got {subset!r}")
     if subset == "all":
         return splits
-    names = splits["train"].features["label"].names
+    names = classnames_of(splits["train"])
     half = math.ceil(len(names) / 2)
     first, kept = (0, names[:half]) if subset == "base" else (half, names[half:])
     if not kept:
@@ -117,7 +117,7 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
             raise ValueError(f"the {name} split has no images of the {subset} classes")
         renumbered = [label - first if first <= label < first + len(kept) else None for label in labels]
         # Selecting last keeps `datasets` from copying images to put the new labels beside them.
-        split = split.remove_columns("label").add_column("label", renumbered, feature=ClassLabel(names=kept))
+        split = split.remove_columns("label").add_column("label", renumbered, feature=class_label(kept))
         return split.select(rows)
 
     return type(splits)({name: renumber(name, split) for name, split in splits.items()})

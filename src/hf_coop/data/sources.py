@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 
 from ..encoding import check_classnames
 from ..errors import whole_message
+from .classnames import class_label, read_classnames
 from .few_shot import class_counts
 from .images import load_image
 
@@ -52,13 +53,14 @@ def load_image_splits(
         train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
             "test", else of "validation"; and "validation" is the validation split where "test" is another.
         image_column_name, label_column_name (`str`): its columns.
-        classnames_file: a text file, one name a line, in label order; wins over the names in the data.
+        classnames_file: a text file, one name a line, in label order; wins over the names in the data. Names may be
+            equal.
         skip_broken_images (`bool`): leave out images that cannot be read, and count them.
         token: for private repositories.
 
     Returns:
-        `DatasetDict` whose splits have the columns `image` (`datasets.Image`) and `label` (`datasets.ClassLabel` with
-        the class names).
+        `DatasetDict` whose splits have the columns `image` (`datasets.Image`) and `label` (`datasets.ClassLabel`;
+        [`classnames_of`] gives its names).
 
     Raises:
         ValueError, OSError: anything that is wrong with the data, by name, before an image is decoded.
@@ -237,7 +239,7 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
     if not isinstance(label_type, ClassLabel):
         if given is None:
             raise ValueError("the labels are numbers without names: give classnames_file, one name a line")
-        label_type = ClassLabel(names=given)
+        label_type = class_label(given)
     names = given or label_type.names
     _warn_of_numbered_classes(label_type.names, given)
     if len(names) != len(label_type.names):
@@ -245,8 +247,7 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
             f"{str(classnames_file)!r} has {len(names)} class names, but the data has {len(label_type.names)} "
             f"classes: {_some(label_type.names)}"
         )
-    check_classnames(names)
-    named = ClassLabel(names=names)
+    named = class_label(check_classnames(names))
     return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
 
 
@@ -297,22 +298,6 @@ def _check_same_classes(expected: Sequence[str], found: Sequence[str], split_nam
             f"the train and {split_name} images have different classes: only {split_name} has {_some(extra)}, "
             f"only train has {_some(missing)}"
         )
-
-
-def read_classnames(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from a text file, one a line, in label order.
-
-    Raises:
-        ValueError: the file cannot be read, or a name is blank or there twice.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the class names in {os.fspath(path)!r}: {error}") from error
-    try:
-        return check_classnames([line.strip() for line in text.rstrip().splitlines()])
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
 
 
 def _check_not_empty(splits: DatasetDict) -> None:

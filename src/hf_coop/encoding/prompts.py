@@ -7,7 +7,9 @@ and including EOS, is the class's *tail*. Nothing comes after EOS: the tower is 
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,7 @@ import torch
 
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
+MAX_NAMED_GROUPS = 10  # in a message
 
 
 def clean_classname(name: str) -> str:
@@ -33,7 +36,7 @@ def check_classnames(classnames: Any) -> list[str]:
 
     Raises:
         TypeError: not a sequence of strings.
-        ValueError: no names, too many of them, a blank name, or two names whose prompts would be the same.
+        ValueError: no names, too many of them, or a blank name.
     """
     if isinstance(classnames, (str, bytes)) or not isinstance(classnames, Iterable):
         raise TypeError(f"classnames must be a list of strings, one a class, got {classnames!r}")
@@ -42,23 +45,22 @@ def check_classnames(classnames: Any) -> list[str]:
         raise ValueError("classnames is empty: give at least one class name")
     if len(names) > MAX_CLASSES:
         raise ValueError(f"{len(names)} class names given, at most {MAX_CLASSES} are supported")
-    first_label: dict[str, int] = {}
     for label, name in enumerate(names):
         if not isinstance(name, str):
             raise TypeError(f"class name {label} is {name!r} of type {type(name).__name__}: names must be strings")
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise ValueError(f"class name {label} is {name!r}: it has half a character (a lone surrogate)")
-        words = clean_classname(name).casefold()
-        if not words:
+        if not clean_classname(name):
             raise ValueError(f"class name {label} is blank ({name!r}): every class needs a name")
-        if words in first_label:
-            other = first_label[words]
-            raise ValueError(
-                f"duplicate class names: {names[other]!r} (label {other}) and {name!r} (label {label}) make the "
-                "same prompt, so nothing could tell them apart; rename one"
-            )
-        first_label[words] = label
     return names
+
+
+def distinct_classnames(classnames: Sequence[str]) -> list[str]:
+    """The class names as keys or captions: equal ones are told apart by their labels, "missile (label 657)"."""
+    count = Counter(classnames)
+    labelled = [f"{name} (label {label})" for label, name in enumerate(classnames)]
+    keys = [name if count[name] == 1 else long for name, long in zip(classnames, labelled, strict=True)]
+    return keys if len(set(keys)) == len(keys) else labelled  # where a name itself reads "missile (label 657)"
 
 
 class TokenizedClassnames(NamedTuple):
@@ -93,6 +95,26 @@ def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedC
                 "lacks; use other words"
             )
     return TokenizedClassnames([list(ids) for ids in token_ids], [len(ids) for ids in name_ids])
+
+
+def warn_of_equal_prompts(classnames: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
+    """Warn once of class names that make the same prompt, as two of ImageNet's do, naming them and their labels.
+
+    Such classes have equal logits, unless each class has a context of its own.
+
+    Args:
+        classnames (`Sequence[str]`), token_ids: see `tokenize_classnames`.
+    """
+    same: dict[tuple[int, ...], list[str]] = {}
+    for label, (name, ids) in enumerate(zip(classnames, token_ids, strict=True)):
+        same.setdefault(tuple(ids), []).append(f"{name!r} (label {label})")
+    groups = [" and ".join(names) for names in same.values() if len(names) > 1]
+    if groups:
+        listed = "; ".join(groups[:MAX_NAMED_GROUPS]) + (" …" if len(groups) > MAX_NAMED_GROUPS else "")
+        warnings.warn(
+            f"class names that make the same prompt, so one context for all cannot tell them apart: {listed:.2000}",
+            stacklevel=2,
+        )
 
 
 class Bucket(NamedTuple):

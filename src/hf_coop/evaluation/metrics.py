@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..encoding import distinct_classnames
+
 CALIBRATION_BINS = 15
 
 
@@ -23,7 +25,8 @@ def classification_metrics(
     Returns:
         `accuracy`, `top5_accuracy` (all classes count where there are fewer than five), `macro_f1` (the mean over the
         classes that `labels` holds, as Dassl's evaluator takes it), `ece` (see [`expected_calibration_error`]),
-        `num_samples`, and `per_class_accuracy`, by name, of the classes that `labels` holds.
+        `num_samples`, and `per_class_accuracy`, by name, of the classes that `labels` holds; equal names are told
+        apart by their labels, "missile (label 657)".
 
     Raises:
         ValueError: there are no samples.
@@ -35,14 +38,14 @@ def classification_metrics(
     labels, predicted = np.asarray(labels), probabilities.argmax(1)
     correct = predicted == labels
     top5 = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    present = np.unique(labels)
+    present, keys = np.unique(labels), distinct_classnames(classnames)
     return {
         "accuracy": float(correct.mean()),
         "top5_accuracy": float((top5 == labels[:, None]).any(1).mean()),
         "macro_f1": float(f1_score(labels, predicted, average="macro", labels=present, zero_division=0)),
         "ece": expected_calibration_error(probabilities, labels),
         "num_samples": len(labels),
-        "per_class_accuracy": {classnames[k]: float(correct[labels == k].mean()) for k in present},
+        "per_class_accuracy": {keys[k]: float(correct[labels == k].mean()) for k in present},
     }
 
 

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
+from ..encoding import distinct_classnames
 from ..tuners.config import PromptConfig, own_options
 from .publishing import REPO_PLACEHOLDER
 
@@ -166,7 +167,7 @@ def create_model_card(
         results=_result_rows(details),
         details={name: plain_text(value) for name, value in details.to_dict().items() if not isinstance(value, dict)},
         training={plain_text(name): plain_text(value) for name, value in details.training.items()},
-        nearest_words=_word_rows(nearest_words or [], names, config),
+        nearest_words=_word_rows(nearest_words or [], config),
     )
 
 
@@ -234,14 +235,12 @@ def _result_rows(details: CardDetails) -> list[dict[str, str]]:
     ]
 
 
-def _word_rows(
-    nearest_words: Sequence[Sequence[tuple[str, float]]], names: Sequence[str], config: PromptConfig
-) -> list[dict[str, Any]]:
+def _word_rows(nearest_words: Sequence[Sequence[tuple[str, float]]], config: PromptConfig) -> list[dict[str, Any]]:
     assert config.n_ctx is not None or not nearest_words
-    rows = []
+    rows, owners = [], distinct_classnames(config.classnames)
     for number, words in enumerate(nearest_words):
         owner, vector = divmod(number, config.n_ctx or 1)
-        of_class = f"{names[owner]}, " if config.class_specific_context else ""
+        of_class = f"{plain_text(owners[owner])}, " if config.class_specific_context else ""
         cells = [f"{plain_text(word)} ({distance:.4f})" for word, distance in words]
         rows.append({"vector": f"{of_class}{vector + 1}", "words": cells})
     return rows

@@ -18,6 +18,7 @@ from ..encoding.prompts import (
     check_classnames,
     clean_classname,
     tokenize_classnames,
+    warn_of_equal_prompts,
 )
 from ..encoding.templates import check_templates
 from ..version import __version__
@@ -56,7 +57,9 @@ class PromptConfig(PeftConfig):
             option. Those that have one get its checks from here.
 
     Args:
-        classnames (`list[str]`): one name a class, in label order. Underscores become spaces in the prompt.
+        classnames (`list[str]`): one name a class, in label order. Underscores become spaces in the prompt. Names
+            that make the same prompt are allowed, with a warning; their logits are equal unless the context is
+            class-specific.
         n_ctx (`int`, *optional*): context vectors M. Default: the number of BPE tokens of `ctx_init`.
         ctx_init (`str`, *optional*): words whose embeddings the context starts from, "a photo of a". Where only
             `n_ctx` is given, the context is drawn from a normal distribution with standard deviation 0.02; where
@@ -209,7 +212,10 @@ class PromptConfig(PeftConfig):
         return self.token_ids is None or (self.ctx_init is not None and self.ctx_token_ids is None)
 
     def tokenize(self, tokenizer: Any) -> None:
-        """Fill in `token_ids` and `name_lengths`, and for `ctx_init` also `ctx_token_ids` and `n_ctx`."""
+        """Fill in `token_ids` and `name_lengths`, and for `ctx_init` also `ctx_token_ids` and `n_ctx`.
+
+        This is done once for a list of class names, so here is where a warning names those that make the same prompt.
+        """
         if self.ctx_init is not None and (self.ctx_init, self.n_ctx) == (self.default_ctx_init, self.default_n_ctx):
             self.n_ctx = None  # 4 in CLIP's vocabulary, another number in the small ones of test models
         if not self.classnames:
@@ -225,6 +231,7 @@ class PromptConfig(PeftConfig):
                 )
             self.n_ctx, self.ctx_token_ids = len(ids), ids
         self.token_ids, self.name_lengths = tokenize_classnames(tokenizer, self.classnames)
+        warn_of_equal_prompts(self.classnames, self.token_ids)
 
     def check_fits(self, model: CLIPModel, tokenizer: Any = None) -> None:
         """Raise `ValueError` unless the model's vocabulary has the token ids, and its text tower room for all prompts.

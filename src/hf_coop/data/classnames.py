@@ -1,0 +1,68 @@
+"""Class names of labelled images, in label order; they may be equal, which the label type of `datasets` refuses."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..encoding import check_classnames
+
+if TYPE_CHECKING:
+    from datasets import ClassLabel, Dataset
+
+
+def class_label(classnames: Sequence[str]) -> ClassLabel:
+    """The label type of a data set with these classes, for [`classnames_of`] to read.
+
+    `ClassLabel` wants its names distinct, but two classes of ImageNet are both called "missile". So the second of
+    equal names gets a space at its end, the third two, and so on. They stay with the labels whatever is done with the
+    data set, on disk and in parquet files too.
+
+    Args:
+        classnames (`Sequence[str]`): one name a class, in label order; white space around them is left out.
+    """
+    from datasets import ClassLabel
+
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in (name.strip() for name in classnames):
+        distinct.append(name + " " * seen[name])
+        seen[name] += 1
+    return ClassLabel(names=distinct)
+
+
+def classnames_of(dataset: Dataset) -> list[str]:
+    """The class names of a data set, in label order: what a model is made for.
+
+    Unlike `dataset.features["label"].names` they may be equal, as "missile" of ImageNet.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `label` of type `ClassLabel`, such as [`load_image_splits`] gives.
+
+    Raises:
+        ValueError: it has no such column.
+    """
+    label_type = dataset.features.get("label")
+    names = getattr(label_type, "names", None)
+    if names is None:
+        raise ValueError(f"the data set names no classes: its column 'label' is {label_type}, not a ClassLabel")
+    return [name.strip() for name in names]
+
+
+def read_classnames(path: str | os.PathLike[str]) -> list[str]:
+    """Class names from a text file, one a line, in label order.
+
+    Raises:
+        ValueError: the file cannot be read, or a name is blank.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the class names in {os.fspath(path)!r}: {error}") from error
+    try:
+        return check_classnames([line.strip() for line in text.rstrip().splitlines()])
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
