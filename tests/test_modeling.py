@@ -7,18 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import CLASSNAMES, PARITY, relative_error
 from peft import PeftModel, get_peft_model
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
 from hf_coop import CoOpConfig, HFCoOp
-from hf_coop.data.images import load_image
 from hf_coop.hub import describe_adapter
 
 
@@ -149,138 +146,6 @@ class TestForward:
             model()
         with pytest.raises(ValueError, match=r"no images.*\(0, 3, 32, 32\)"):
             model(pixel_values=torch.zeros(0, 3, 32, 32))
-
-
-class TestPredict:
-    def test_one_image_and_a_list(self, model, images):
-        results = model.predict(images, top_k=3)
-        assert [len(result) for result in results] == [3] * 4
-        single = model.predict(images[0], top_k=3)
-        assert [p["label"] for p in single] == [p["label"] for p in results[0]]
-        assert single[0].keys() == {"label", "score"}
-        for result in results:
-            scores = [p["score"] for p in result]
-            assert scores == sorted(scores, reverse=True)
-            assert {p["label"] for p in result} <= set(CLASSNAMES)
-
-    def test_scores_are_the_softmax_of_forward(self, model, images):
-        pixels = model.image_processor(images=images, return_tensors="pt").pixel_values
-        expected = model(pixel_values=pixels).logits.softmax(-1)
-        for row, result in zip(expected.tolist(), model.predict(images, top_k=5), strict=True):
-            assert {p["label"]: pytest.approx(p["score"], abs=1e-6) for p in result} == dict(
-                zip(CLASSNAMES, row, strict=True)
-            )
-
-    def test_top_k(self, model, images):
-        assert len(model.predict(images[0])) == 5
-        assert len(model.predict(images[0], top_k=1)) == 1
-        assert len(model.predict(images[0], top_k=99)) == 5
-        with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
-            model.predict(images[0], top_k=0)
-
-    def test_any_batch_size_gives_the_same(self, model, images):
-        together = model.predict(images, batch_size=4)
-        for size in (1, 3):
-            for one, other in zip(model.predict(images, batch_size=size), together, strict=True):
-                assert [p["label"] for p in one] == [p["label"] for p in other]
-                assert [p["score"] for p in one] == pytest.approx([p["score"] for p in other], abs=1e-6)
-        assert model.predict([]) == []
-
-    def test_paths_arrays_and_tensors(self, model, images, tmp_path):
-        expected = model.predict(images[0])
-        path = tmp_path / "image.png"
-        images[0].save(path)
-        array = np.asarray(images[0])
-        for given in (path, str(path), array, array / 255, torch.from_numpy(array.copy())):
-            assert model.predict(given) == expected
-            assert model.predict([given]) == [expected]
-
-    def test_restores_training_mode(self, model, images):
-        model.train()
-        model.predict(images)
-        assert model.training
-        assert model.clip.vision_model.training
-
-    def test_half_precision(self, images):
-        model = HFCoOp.from_clip(PARITY, CLASSNAMES, dtype=torch.bfloat16)
-        assert sum(p["score"] for p in model.predict(images[0])) == pytest.approx(1, abs=1e-5)
-
-    def test_what_is_no_image_is_named(self, model, images, tmp_path):
-        text = tmp_path / "notes.txt"
-        text.write_text("no image")
-        for bad, error, message in [
-            (text, ValueError, "notes.txt"),
-            (tmp_path / "missing.png", ValueError, "missing.png"),
-            (tmp_path, ValueError, str(tmp_path)),
-            (None, TypeError, "not an image: None"),
-            (7, TypeError, "not an image: 7"),
-            (np.zeros((3, 8, 8), np.uint8), ValueError, r"got \(3, 8, 8\)"),
-            (np.zeros((0, 8, 3), np.uint8), ValueError, r"got \(0, 8, 3\)"),
-            (np.full((8, 8), 300), ValueError, "300"),
-            (np.full((8, 8), 1.5), ValueError, "from 0 to 1"),
-            (np.full((8, 8), np.nan), ValueError, "from 0 to 1"),
-            (np.array([["a", "b"]]), ValueError, "<U1"),
-        ]:
-            with pytest.raises(error, match=message):
-                model.predict(bad)
-            with pytest.raises(error, match="image 1: .*" + message):
-                model.predict([images[0], bad])
-
-
-class TestImages:
-    """Every mode a file may have comes out as the RGB image that a viewer shows."""
-
-    gray = np.add.outer(np.arange(0, 64, 4), np.arange(0, 128, 8)).astype(np.uint8)
-
-    def expected(self) -> np.ndarray:
-        return np.repeat(self.gray[:, :, None], 3, axis=2)
-
-    @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "YCbCr"])
-    def test_modes(self, mode):
-        image = Image.fromarray(self.gray).convert("RGB").convert(mode)
-        loaded = load_image(image)
-        assert loaded.mode == "RGB"
-        difference = np.abs(np.asarray(loaded).astype(int) - self.expected())
-        assert difference.max() <= (255 if mode == "P" else 2)
-        assert difference.mean() < 30
-
-    def test_a_gray_palette_image(self):
-        image = Image.fromarray(self.gray).convert("P")
-        assert np.array_equal(np.asarray(load_image(image)), self.expected())
-
-    def test_one_bit(self):
-        image = Image.fromarray(self.gray > 100)
-        assert image.mode == "1"
-        assert np.array_equal(np.asarray(load_image(image))[:, :, 0] > 0, self.gray > 100)
-
-    @pytest.mark.parametrize("suffix", ["png", "tiff"])
-    def test_16_bit_files_keep_their_tones(self, suffix, tmp_path):
-        path = tmp_path / f"image.{suffix}"
-        Image.fromarray(self.gray.astype(np.uint16) * 257).save(path)
-        with Image.open(path) as opened:
-            assert opened.mode == "I;16"
-        assert np.array_equal(np.asarray(load_image(path)), self.expected())
-
-    def test_arrays(self):
-        for array in (self.gray, self.gray[:, :, None], self.expected(), self.gray / 255, self.gray.astype(int)):
-            assert np.array_equal(np.asarray(load_image(array)), self.expected())
-        opaque = np.dstack([self.expected(), np.full_like(self.gray, 255)])
-        assert np.array_equal(np.asarray(load_image(opaque)), self.expected())
-        assert np.array_equal(np.asarray(load_image(self.gray > 100)), 255 * (self.expected() > 100))
-
-    def test_is_turned_upright(self, tmp_path):
-        image = Image.fromarray(self.expected()[:8])
-        exif = image.getexif()
-        exif[0x0112] = 6
-        image.save(tmp_path / "turned.png", exif=exif)
-        assert load_image(tmp_path / "turned.png").size == (8, 16)
-
-    def test_a_truncated_file(self, tmp_path):
-        path = tmp_path / "image.png"
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
-        path.write_bytes(path.read_bytes()[:2000])
-        with pytest.raises(ValueError, match=r"cannot read .*image\.png"):
-            load_image(path)
 
 
 class TestClassEmbeddings:

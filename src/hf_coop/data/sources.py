@@ -15,7 +15,7 @@ from ..encoding import check_classnames
 from ..errors import whole_message
 from .classnames import class_label, read_classnames
 from .few_shot import class_counts
-from .images import load_image
+from .images import read_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -337,12 +337,7 @@ def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
     where = repr(cell["path"]) if cell and cell["path"] else f"image {row}"
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         raise ValueError(f"{where} of the data set is missing")
-    if cell["bytes"] is None:
-        return load_image(cell["path"])
-    try:
-        return load_image(PILImage.open(io.BytesIO(cell["bytes"])))
-    except Exception as error:  # Pillow's decoders raise about anything
-        raise ValueError(f"cannot read {where} as an image: {error}") from error
+    return read_image(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where)
 
 
 def broken_images(dataset: Dataset) -> dict[int, str]:
