@@ -85,7 +85,7 @@ def base_to_new(context: typer.Context) -> None:
 @app.command()
 def predict(
     adapter: Adapter,
-    images: Annotated[list[str], typer.Argument(help="Image files, folders (searched throughout) and globs.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders (searched throughout), globs and URLs.")],
     top_k: Annotated[int, typer.Option("--top_k", min=1, help="Classes to give for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each image.")] = False,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images at a time.")] = 64,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,21 +12,20 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
-from .data.images import load_images
 from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, load_tokenizer, template_embeddings
 from .hub import CardDetails, HubMixin, load_clip, load_image_processor
+from .prediction import PredictionMixin
 from .tuners import PromptConfig, config_class_of
 from .tuners.layer import PromptLayer, tensor_versions
 
 SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
 
 
-class HFCoOp(HubMixin, PeftModel):
+class HFCoOp(PredictionMixin, HubMixin, PeftModel):
     r"""CLIP with prompts learned from a few images, by CoOp (arXiv 2109.01134) or another of the methods.
 
     Class k of an image x has probability softmax over k of `exp(logit_scale) * cos(image(x), text(prompt_k))`.
@@ -245,42 +244,6 @@ class HFCoOp(HubMixin, PeftModel):
         classes = self.template_embeddings(templates)
         images = F.normalize(image_embeds.to(classes), dim=-1)
         return self.clip.logit_scale.exp().float() * images @ classes.mT
-
-    @torch.no_grad()
-    def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Any]:
-        """Classify images, `[{"label", "score"}, …]` with the highest score first.
-
-        Args:
-            images: a PIL image, a path, an array `(H, W)` or `(H, W, channels)`, or a list of them.
-            top_k (`int`): how many classes to give, at most K.
-            batch_size (`int`): images through the image tower at a time.
-
-        Returns:
-            One list for one image; a list of lists for a list of images.
-
-        Raises:
-            TypeError, ValueError: something is no image, or cannot be read; it is named.
-        """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        single = not isinstance(images, (list, tuple))
-        results = list(self._predict_batches([images] if single else images, top_k, batch_size))
-        return results[0] if single else results
-
-    def _predict_batches(self, images: Sequence[Any], top_k: int, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-        was_training = self.training
-        self.eval()
-        try:
-            hidden = len(images) <= batch_size or None  # None: shown on a terminal alone
-            for start in tqdm(range(0, len(images), batch_size), desc="Predicting", disable=hidden):
-                batch = load_images(images[start : start + batch_size], first=start)
-                pixels = self.image_processor(images=batch, return_tensors="pt").pixel_values
-                logits = self(pixel_values=pixels.to(self.clip.device, self.clip.dtype)).logits
-                scores, labels = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
-                for row in zip(labels.tolist(), scores.tolist(), strict=True):
-                    yield [{"label": self.classnames[k], "score": s} for k, s in zip(*row, strict=True)]
-        finally:
-            self.train(was_training)
 
     @property
     def classnames(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from hf_coop import HFCoOp
 from hf_coop.hub.model_card import CardDetails
+from hf_coop.serving import classify_files
 from hf_coop_cli import app
 
 TRAIN = Path(__file__).parents[2] / "examples" / "train.py"
@@ -81,6 +83,25 @@ def test_push(hub, pushed, adapter):
     names = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert set(repo.files()) == names
     assert pushed.stdout.split() == [f"{hub.endpoint}/tester/flowers/commit/{repo.branches['main']}"]
+
+
+def test_predict_takes_urls(adapter, pictures):
+    url = "data:image/png;base64," + base64.b64encode((pictures / "a.png").read_bytes()).decode()
+    options = ("--base_model_name_or_path", PARITY, "--json")
+    done = run_here("predict", adapter, pictures / "a.png", url, "http://127.0.0.1:9/gone.png", *options)
+    assert done.exit_code == 1
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["image"] for row in rows] == [str(pictures / "a.png"), url, "http://127.0.0.1:9/gone.png"]
+    labels = [[found["label"] for found in row["predictions"]] for row in rows[:2]]
+    assert labels[0] == labels[1]
+    assert "cannot read 'http://127.0.0.1:9/gone.png'" in rows[2]["error"]
+
+
+def test_files_are_classified_in_batches_of_whole_numbers(adapter, pictures):
+    model = HFCoOp.from_pretrained(adapter, PARITY)
+    for options, error in (((5, -1), ValueError), ((0, 64), ValueError), ((5, 2.5), TypeError)):
+        with pytest.raises(error, match="must be"):
+            next(classify_files(model, [pictures / "a.png"], *options))
 
 
 def test_push_checks_first(hub, tmp_path):

@@ -103,7 +103,7 @@ def make_trainer(train: Dataset, seed: int, output: Path, **config: Any) -> CoOp
 def check_saved(folder: Path, test: Dataset, logits: torch.Tensor, console: Console) -> None:
     """Load the adapter from disk and compare what it predicts for the test images with `logits` `(N, K)`."""
     loaded = HFCoOp.from_pretrained(folder)
-    predicted = loaded.predict(list(test["image"]), top_k=1)
+    predicted = loaded.predict(test, top_k=1)
     scores, labels = logits.softmax(-1).max(-1)
     worst = max(abs(row[0]["score"] - score) for row, score in zip(predicted, scores.tolist(), strict=True))
     names = [row[0]["label"] for row in predicted]

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..data.images import load_image
+from ..data.images import is_url, load_image
 
 if TYPE_CHECKING:
     from ..modeling import HFCoOp
 
 
-def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path | str]:
     """The image files that files, folders (searched throughout) and globs name, each once, in their order.
+
+    URLs stay as they are.
 
     Raises:
         FileNotFoundError: something does not exist, or names no image.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path | str, None] = {}
     for place in places:
+        if is_url(place):
+            found[str(place)] = None
+            continue
         path = Path(place)
         if path.is_dir():
             images = [file for file in sorted(path.rglob("*")) if _is_image(file)]
@@ -44,17 +49,21 @@ def _is_image(path: Path) -> bool:
 
 
 def classify_files(
-    model: HFCoOp, paths: Sequence[Path], top_k: int = 5, batch_size: int = 64
-) -> Iterator[tuple[Path, list[dict[str, Any]] | ValueError]]:
+    model: HFCoOp, paths: Sequence[Path | str], top_k: int = 5, batch_size: int = 64
+) -> Iterator[tuple[Path | str, list[dict[str, Any]] | ValueError]]:
     """Each file with its predictions (as `HFCoOp.predict` gives them), or with the error where it cannot be read.
 
     Args:
         model ([`HFCoOp`]), top_k (`int`), batch_size (`int`): as in `HFCoOp.predict`.
-        paths (`Sequence[Path]`): image files.
+        paths (`Sequence[Path | str]`): image files and URLs.
+
+    Raises:
+        TypeError, ValueError: `top_k` or `batch_size` is no whole number from 1.
     """
+    model.predict([], top_k, batch_size)  # refuses bad options before a file is read
     for start in range(0, len(paths), batch_size):
-        results: dict[Path, Any] = {}
-        images: dict[Path, Image.Image] = {}
+        results: dict[Path | str, Any] = {}
+        images: dict[Path | str, Image.Image] = {}
         for path in paths[start : start + batch_size]:
             try:
                 images[path] = load_image(path)
