@@ -98,7 +98,7 @@ def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedC
 
 
 def warn_of_equal_prompts(classnames: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
-    """Warn once of class names that make the same prompt, as two of ImageNet's do, naming them and their labels.
+    """Warn once of class names that make the same prompt, as two pairs of ImageNet do, naming them and their labels.
 
     Such classes have equal logits, unless each class has a context of its own.
 
