@@ -11,12 +11,13 @@ import warnings
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate, pairwise, takewhile
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
@@ -226,9 +227,14 @@ class PromptLayout:
     def once(self, make: Callable[..., Any], *args: Hashable) -> Any:
         """`make(layout, *args)`, made once for these arguments and kept with the layout."""
         if (make, args) not in self._made:
-            with torch.inference_mode(False):  # else its tensors could not be used in training later
+            # Inference mode's tensors could not be used in training later, those of `torch.export` hold no values.
+            with torch.inference_mode(False), _disable_current_modes():
                 self._made[make, args] = make(self, *args)
         return self._made[make, args]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept for speed, so that a copy is the same before and after a prediction."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def _made(self) -> dict[Any, Any]:

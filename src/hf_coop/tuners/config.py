@@ -28,11 +28,17 @@ LEGACY_EOS_TOKEN_ID = 2  # what old CLIP configs say; such towers pool at the hi
 
 
 class PromptType(str):
-    """The name of a method, with the `value` that members of PEFT's own `PeftType` have, which cannot be added to."""
+    """The name of a method, made to look like a member of PEFT's own `PeftType`, which cannot be added to.
+
+    PEFT and transformers ask for its `value`, and PEFT's status functions for what `str` writes behind the dot.
+    """
 
     @property
     def value(self) -> str:
-        return str(self)
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"PeftType.{self.value}"
 
 
 @dataclass

@@ -10,12 +10,17 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..encoding import PromptLayout, encode_prompts
 from .config import PromptConfig
 
 CTX_INIT_STD = 0.02
+NO_ADAPTER = (
+    "the model has no learned prompt: its last adapter was deleted. Give it another by load_adapter or add_adapter, "
+    "and choose it by set_adapter"
+)
 
 
 class PromptLearner(nn.Module):
@@ -47,7 +52,7 @@ class PromptLearner(nn.Module):
     def learn_temperature(self, clip: nn.Module) -> None:
         """From now on learn `logit_scale` too, beginning at that of `clip`."""
         self.config.learn_temperature = True
-        self.logit_scale = nn.Parameter(clip.logit_scale.detach().float().clone())
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().to(self.ctx.dtype, copy=True))
 
     @staticmethod
     def initial_context(config: PromptConfig, words: torch.Tensor) -> torch.Tensor:
@@ -70,19 +75,30 @@ class PromptLearner(nn.Module):
             image_embeds: not used here, where prompts do not depend on the image.
         """
         parameters = chain(self.parameters(), text_model.parameters())
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        if training or torch.compiler.is_compiling():  # tracers' tensors hold no values
             return self.encode(text_model)
         device_type = self.ctx.device.type
         state = (
             self.layout,
             tensor_versions(text_model),
             self.ctx.device,
+            self.ctx.dtype,
             torch.is_inference_mode_enabled(),  # its tensors cannot be used in training
             torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
         )
         if self._cache is None or self._cache[0] != state or not torch.equal(self._cache[1], self.ctx):
             self._cache = (state, self.ctx.clone(), self.encode(text_model))
         return self._cache[2]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PromptLearner:
+        """Moved or cast, the tower's tensors may come to lie where others lay that features are kept of."""
+        self._cache = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept for speed, so that a copy is the same before and after a prediction."""
+        return {**self.__dict__, "_cache": None}
 
     def encode(self, text_model: nn.Module, layout: PromptLayout | None = None) -> torch.Tensor:
         """Pooled features of the class prompts, or of a part of them (`PromptLayout.select`), in label order."""
@@ -150,6 +166,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.prompt_learner = nn.ModuleDict()
         self.merged_adapters: list[str] = []
+        self.temperature_hook: RemovableHandle | None = None
         self._active_adapter = adapter_name
         self.add_learner(adapter_name, learner)
 
@@ -165,11 +182,24 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: none is active, or several are.
         """
+        if not self.prompt_learner:
+            raise ValueError(NO_ADAPTER)
         if self.disable_adapters or len(self.active_adapters) != 1:
             active = "they are disabled" if self.disable_adapters else f"active: {self.active_adapters}"
             raise ValueError(f"class prompts come from exactly one learned adapter, but {active}; see set_adapter")
         return self.prompt_learner[self.active_adapters[0]]
 
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, as `unmerge` is.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("learned prompts cannot be merged into CLIP's weights; use unload() to take them off")
+
+    unmerge = merge
+
+    @torch.compiler.disable
     def encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled features of the active adapter's class prompts: `(K, dim)`, or `(B, K, dim)` given B images."""
         return self.active_learner(self.base_layer, image_embeds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,10 +39,6 @@ class PromptModel(BaseTuner):
     prompt_learner_cls: type[PromptLearner] = PromptLearner
     target_module_mapping = {"clip": ["text_model"]}  # noqa: RUF012 - as in PEFT's tuners
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
-        self._temperature_hook = model.register_forward_hook(self._apply_learned_temperature, with_kwargs=True)
-
     def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
         """Every check that needs the model, before anything of it is changed."""
         if not isinstance(model, CLIPModel):
@@ -70,31 +68,44 @@ class PromptModel(BaseTuner):
         if isinstance(target, PromptLayer):
             target.add_learner(adapter_name, learner)
         else:
-            self._replace_module(parent, target_name, PromptLayer(target, adapter_name, learner), target)
-
-    def _apply_learned_temperature(
-        self, clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> CLIPOutput | None:
-        """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
-        layer = clip.text_model
-        input_ids = args[0] if args else kwargs.get("input_ids")
-        if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
-            return None
-        scale = getattr(layer.active_learner, "logit_scale", None)
-        if scale is None:
-            return None
-        output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
-        output.logits_per_text = output.logits_per_image.t()
-        return output
+            layer = PromptLayer(target, adapter_name, learner)
+            layer.temperature_hook = self.model.register_forward_hook(_apply_learned_temperature, with_kwargs=True)
+            self._replace_module(parent, target_name, layer, target)
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         """Give back the plain CLIPModel; prompts cannot be merged into its weights."""
+        layer = self.model.text_model
         if merge:
-            raise ValueError("learned prompts cannot be merged into CLIP's weights; use unload() to take them off")
-        self._temperature_hook.remove()
-        self.model.text_model = self.model.text_model.get_base_layer()  # PEFT's own way wants a layer with a weight
+            layer.merge()
+        layer.temperature_hook.remove()
+        self.model.text_model = layer.get_base_layer()  # PEFT's own way wants a layer with a weight
         del self.model.peft_config
         return self.model
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: LoRA can add up adapters, since they are changes of the same weights.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "learned prompts cannot be added up as LoRA's weights can (add_weighted_adapter): the sum of two contexts "
+            "is no prompt. Use one adapter at a time (set_adapter), or average the probabilities that they give"
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
+        """What PEFT enters around `forward`: here only to refuse several adapters in one batch.
+
+        Raises:
+            ValueError: `adapter_names` is given.
+        """
+        if adapter_names is not None:
+            raise ValueError(
+                f"adapter_names={adapter_names!r:.80}: the class prompts of a batch come from one adapter; choose it "
+                "by set_adapter, and pass the images of each adapter by themselves"
+            )
+        yield
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -113,6 +124,22 @@ class PromptModel(BaseTuner):
             {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in remapped.items()},
         )
         return remapped
+
+
+def _apply_learned_temperature(
+    clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> CLIPOutput | None:
+    """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
+    layer = clip.text_model
+    input_ids = args[0] if args else kwargs.get("input_ids")
+    if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
+        return None
+    scale = getattr(layer.active_learner, "logit_scale", None)
+    if scale is None:
+        return None
+    output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
+    output.logits_per_text = output.logits_per_image.t()
+    return output
 
 
 def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:

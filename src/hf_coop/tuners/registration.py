@@ -25,7 +25,7 @@ def register_method(config_class: type[PromptConfig], tuner_class: type[PromptMo
     """
     peft_type = PromptType(config_class.label.upper())
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type, config_class) is not config_class:
-        raise ValueError(f"there is a method {str(peft_type)!r} already: choose another label for {config_class}")
+        raise ValueError(f"there is a method {peft_type!r} already: choose another label for {config_class}")
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = tuner_class.prefix
