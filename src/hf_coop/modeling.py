@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+from transformers.utils import can_return_tuple
 
-from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, load_tokenizer, template_embeddings
-from .hub import CardDetails, HubMixin, load_clip, load_image_processor
+from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, template_embeddings
+from .hub import CardDetails, HubMixin, load_clip
 from .prediction import PredictionMixin
 from .tuners import PromptConfig, config_class_of
-from .tuners.layer import PromptLayer, tensor_versions
+from .tuners.layer import NO_ADAPTER, PromptLayer, tensor_versions
+
+IMAGE_TOWER_OPTIONS = ("interpolate_pos_encoding", "output_attentions", "output_hidden_states")  # of forward
 
 SUPPORTED_PEFT_TASKS.setdefault("image-classification", []).append("HFCoOp")  # names that pipelines take
 
@@ -52,8 +55,10 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         self._embeds_cache: tuple[torch.Tensor, Any, torch.Tensor] | None = None
         self._template_cache: tuple[Any, torch.Tensor] | None = None
         self._card_details: dict[str, CardDetails] = {}
+        self._given_files = {}
         self.config = copy.copy(self.clip.config)
         self._update_labels()
+        self.train(self.clip.training)
 
     @classmethod
     def from_clip(
@@ -93,8 +98,24 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         peft_config.revision = base_revision(model) or revision
         return cls(model.to(device or model.device), peft_config)
 
+    def add_adapter(self, adapter_name: str, peft_config: PromptConfig, **kwargs: Any) -> None:
+        """Add a fresh prompt beside the others; [`set_adapter`] makes it the active one.
+
+        Raises:
+            ValueError: the name is in use, or the config is of another method than the model's.
+        """
+        if peft_config.peft_type != self.peft_type:
+            raise ValueError(
+                f"adapter {adapter_name!r} is {getattr(peft_config, 'label', peft_config.peft_type)}, those of this "
+                f"model are {config_class_of(self.peft_type.value).label}: a model holds adapters of one method; "
+                "load the other one on a CLIP of its own"
+            )
+        super().add_adapter(adapter_name, peft_config, **kwargs)
+
     def set_adapter(self, adapter_name: str, **kwargs: Any) -> None:
         """Make `adapter_name` the active adapter; class names and labels are then its own."""
+        if not isinstance(adapter_name, str):
+            raise TypeError(f"class prompts come from one adapter: give one name, got {adapter_name!r:.80}")
         super().set_adapter(adapter_name, **kwargs)
         self._update_labels()
 
@@ -104,6 +125,28 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         self._card_details.pop(adapter_name, None)
         if self.peft_config:
             self._update_labels()
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Without learned prompts: inside, only texts (`input_ids`) can be encoded."""
+        self.active_peft_config  # noqa: B018 - says clearly that there is none
+        with super().disable_adapter():
+            yield
+
+    @property
+    def active_peft_config(self) -> PromptConfig:
+        """The active adapter's config.
+
+        Raises:
+            ValueError: there is no adapter any more.
+        """
+        if not self.peft_config:
+            raise ValueError(NO_ADAPTER)
+        return super().active_peft_config
+
+    def get_base_model(self) -> CLIPModel:
+        """The base model, adapter layer inside."""
+        return self.base_model.model
 
     def _update_labels(self) -> None:
         """Keep the labels that `transformers.pipeline` reads in step with the active adapter's class names."""
@@ -132,6 +175,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         """Log of the inverse softmax temperature: CLIP's, or the active adapter's where it learned one."""
         return getattr(self.prompt_layer.active_learner, "logit_scale", self.clip.logit_scale)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -146,15 +190,43 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): from the image processor; or
             image_embeds (`torch.Tensor` of shape `(B, D)`): projected image features, normalised or not.
             labels (`torch.Tensor` of shape `(B,)`, *optional*): class indices, for the cross-entropy loss.
+            kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, for the image tower;
+                `return_dict`; with `input_ids`, all that CLIP's own forward takes.
 
         Returns:
-            `ImageClassifierOutput` with `logits` of shape `(B, K)`, in fp32, and `loss`.
+            `ImageClassifierOutput` with `logits` of shape `(B, K)`, in fp32, and `loss`; its `hidden_states` and
+            `attentions` are the image tower's. With `return_dict=False` the same as a tuple.
+
+        Raises:
+            TypeError: there is no such keyword.
+            ValueError: no images, or not exactly one active adapter.
         """
         if input_ids is not None:
             return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
-        logits, losses = self.logits_and_losses(pixel_values, image_embeds, labels)
-        loss = self.prompt_layer.active_learner.one_loss(losses) if losses else None
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        if unknown := kwargs.keys() - IMAGE_TOWER_OPTIONS:
+            raise TypeError(
+                f"forward() takes no {', '.join(sorted(unknown))}: without input_ids it takes pixel_values, "
+                f"image_embeds, labels, return_dict, {', '.join(IMAGE_TOWER_OPTIONS)}"
+            )
+        learner, vision = self.prompt_layer.active_learner, None
+        if image_embeds is None:
+            vision = self._encode_images(pixel_values, **kwargs)
+            image_embeds = vision.pooler_output
+        logits, losses = self.logits_and_losses(None, image_embeds, labels)
+        return ImageClassifierOutput(
+            loss=learner.one_loss(losses) if losses else None,
+            logits=logits,
+            hidden_states=vision and vision.hidden_states,
+            attentions=vision and vision.attentions,
+        )
+
+    def _encode_images(self, pixel_values: torch.Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The image tower's output, with projected embeddings `(B, D)` as its `pooler_output`."""
+        if pixel_values is None:
+            raise ValueError("give pixel_values or image_embeds")
+        if not len(pixel_values):
+            raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
+        return self.clip.get_image_features(pixel_values=pixel_values, **kwargs)
 
     def logits_and_losses(
         self,
@@ -173,11 +245,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             class_embeds (`torch.Tensor` of shape `(K, D)`, *optional*): default: those of [`class_embeddings`].
         """
         if image_embeds is None:
-            if pixel_values is None:
-                raise ValueError("give pixel_values or image_embeds")
-            if not len(pixel_values):
-                raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
-            image_embeds = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
+            image_embeds = self._encode_images(pixel_values).pooler_output
         images = F.normalize(image_embeds.float(), dim=-1)
         classes = self.class_embeddings(images) if class_embeds is None else class_embeds  # (K, D) or (B, K, D)
         logits = ((self.logit_scale.exp() * images)[:, None] @ classes.mT)[:, 0]
@@ -185,6 +253,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         losses = () if labels is None else learner.losses(self, logits, labels, images, classes)
         return logits, losses
 
+    @torch.compiler.disable
     def class_embeddings(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised class embeddings in fp32, computed once for each state of the prompt unless it is in training.
 
@@ -195,6 +264,8 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             `torch.Tensor` of shape `(K, D)`, or `(B, K, D)` where prompts depend on the image.
         """
         pooled = self.prompt_layer.encode_classes(image_embeds)
+        if torch.compiler.is_compiling():  # `torch.export`, whose tensors hold no values
+            return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
         versions = tensor_versions(self.clip.text_projection)
         if self._embeds_cache is not None and self._embeds_cache[0] is pooled and self._embeds_cache[1] == versions:
             return self._embeds_cache[2]
@@ -278,12 +349,12 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         self.card_details = CardDetails(training=self.card_details.training, license=self.card_details.license)
         self._update_labels()
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        return load_tokenizer(self.clip, self.prompt_config.tokenizer_name_or_path)
+    def _apply(self, *args: Any, **kwargs: Any) -> HFCoOp:
+        """Moved or cast, the model's tensors may come to lie where others lay that embeddings are kept of."""
+        self._embeds_cache = self._template_cache = None
+        return super()._apply(*args, **kwargs)
 
-    @cached_property
-    def image_processor(self) -> Any:
-        """The base model's image processor."""
-        return load_image_processor(self.prompt_config, self.clip)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept for speed, so that a copy is the same before and after a prediction."""
+        kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_loaded_")}
+        return {**kept, "_embeds_cache": None, "_template_cache": None}

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,9 +15,10 @@ from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import CLIPModel
 
-from ..encoding import base_revision
+from ..encoding import base_revision, load_tokenizer
 from ..evaluation import nearest_words
 from ..files import staged_folder
+from ..tuners import PromptConfig
 from .adapter_files import CARD_FILE, CONFIG_FILE, fetch_adapter, naming_file, read_adapter_config
 from .base_model import check_adapter_config, load_clip, load_image_processor
 from .convert import read_checkpoint
@@ -29,12 +31,18 @@ else:
     Base = object
 
 MAX_CARD_VECTORS = 256  # in the card's table of nearest words
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+PEFT_OPTIONS = (
+    *("torch_device", "autocast_adapter_dtype", "ephemeral_gpu_offload", "low_cpu_mem_usage", "key_mapping"),
+    *("device_map", "max_memory", "offload_folder", "offload_dir", "offload_index"),
+)
 
 
 class HubMixin(Base):
     """Loading, saving, the model card and pushing, in front of [`~peft.PeftModel`]'s own."""
 
     _card_details: dict[str, CardDetails]
+    _given_files: dict[str, Any]
 
     @classmethod
     def from_pretrained(
@@ -44,6 +52,7 @@ class HubMixin(Base):
         *,
         adapter_name: str = "default",
         is_trainable: bool = False,
+        config: PromptConfig | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
         token: str | bool | None = None,
@@ -52,6 +61,7 @@ class HubMixin(Base):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        **loading: Any,
     ) -> Self:
         """Load a learned prompt with its CLIP and image processor, from a folder or a Hub repository.
 
@@ -63,25 +73,39 @@ class HubMixin(Base):
             base_model_name_or_path: another base model, or a loaded `CLIPModel`, than the one it was trained on.
             adapter_name (`str`): what to call it.
             is_trainable (`bool`): whether to go on training it.
+            config ([`PromptConfig`], *optional*): to use instead of the one that is saved with the adapter.
             revision, subfolder, token, cache_dir, local_files_only: of the adapter's files, as in `hf_hub_download`.
                 The base model is loaded at the revision that the adapter records.
             dtype (or torch_dtype), device: as in [`HFCoOp.from_clip`].
+            loading: `torch_device`, `autocast_adapter_dtype`, `low_cpu_mem_usage`, …, as in
+                [`~peft.PeftModel.from_pretrained`].
 
         Raises:
+            TypeError: an option is unknown or of the wrong kind.
             ValueError: a file is missing, damaged or does not fit.
             OSError: the repository or the base model is not found.
         """
+        _check_options("from_pretrained", loading, PEFT_OPTIONS)
+        if isinstance(model_id, nn.Module):
+            raise TypeError("HFCoOp.from_pretrained takes the adapter's folder or repository first, then the CLIPModel")
+        if config is not None and not isinstance(config, PromptConfig):
+            raise TypeError(f"config must be the config of a method, such as CoOpConfig, got {config!r:.80}")
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = fetch_adapter(model_id, revision=revision, subfolder=subfolder, **hub)
-        config = read_adapter_config(folder)
+        saved = read_adapter_config(folder)
+        config = config or saved
         clip = base_model_name_or_path
         if not isinstance(clip, nn.Module):
-            path = clip or config.base_model_name_or_path
-            revision = None if clip else config.revision
+            own = config if config.base_model_name_or_path else saved
+            path = clip or own.base_model_name_or_path
+            revision = None if clip else own.revision
             clip = load_clip(path, revision=revision, dtype=dtype or torch_dtype, adapter=str(model_id), **hub)
         with naming_file(os.path.join(folder, CONFIG_FILE)):
             tokenizer = check_adapter_config(config, clip, **hub)
-        model = super().from_pretrained(clip.to(device or clip.device), folder, adapter_name, is_trainable, config)
+        clip = clip.to(device or clip.device)
+        model = super().from_pretrained(
+            clip, folder, adapter_name, is_trainable, config, _fill_adapter=True, **loading
+        )
         model.card_details = CardDetails.from_card(os.path.join(folder, CARD_FILE))
         if tokenizer is not None:
             model.tokenizer = tokenizer
@@ -136,24 +160,57 @@ class HubMixin(Base):
                 [`~peft.PeftModel.load_adapter`].
 
         Raises:
-            ValueError: a file is missing, damaged or does not fit; the model is then as it was.
+            TypeError: there is no such option.
+            ValueError: the name is in use, the adapter is of another method than the model's, or a file is missing,
+                damaged or does not fit; the model is then as it was.
             OSError: the repository is not found.
         """
-        names = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
-        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if kwargs.pop("_fill_adapter", False):  # PEFT's from_pretrained asks for the weights of the adapter it made
+            return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
+        _check_options("load_adapter", kwargs, (*HUB_OPTIONS, *PEFT_OPTIONS))
+        if adapter_name in self.peft_config:
+            raise ValueError(f"adapter name {adapter_name!r} is in use: choose another, or delete_adapter it first")
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = fetch_adapter(model_id, **hub)
-        config, known = read_adapter_config(folder), adapter_name in self.peft_config
+        config = read_adapter_config(folder)
         with naming_file(os.path.join(folder, CONFIG_FILE)):
             check_adapter_config(config, self.clip)
         try:
-            result = super().load_adapter(folder, adapter_name, is_trainable, **kwargs)
+            with naming_file(folder):
+                result = super().load_adapter(folder, adapter_name, is_trainable, **kwargs)
         except ValueError:
-            if not known and adapter_name in self.peft_config:
+            if adapter_name in self.peft_config:
                 self.delete_adapter(adapter_name)
             raise
         self._card_details[adapter_name] = CardDetails.from_card(os.path.join(folder, CARD_FILE))
         self._update_labels()
         return result
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer, or the one that was set."""
+        return self._given_files.get("tokenizer") or self._loaded_tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._given_files["tokenizer"] = tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """The base model's image processor, or the one that was set."""
+        return self._given_files.get("image_processor") or self._loaded_image_processor
+
+    @image_processor.setter
+    def image_processor(self, image_processor: Any) -> None:
+        self._given_files["image_processor"] = image_processor
+
+    @cached_property
+    def _loaded_tokenizer(self) -> Any:
+        return load_tokenizer(self.clip, self.prompt_config.tokenizer_name_or_path)
+
+    @cached_property
+    def _loaded_image_processor(self) -> Any:
+        return load_image_processor(self.prompt_config, self.clip)
 
     @property
     def card_details(self) -> CardDetails:
@@ -174,9 +231,19 @@ class HubMixin(Base):
         Args:
             save_directory: the folder; made if needed.
             kwargs: as in [`~peft.PeftModel.save_pretrained`].
+
+        Raises:
+            ValueError: `safe_serialization=False`, or there is no adapter.
+            OSError: a file cannot be written.
         """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "safe_serialization=False: adapters are written as safetensors only, since pickled weights can run "
+                "code and are not read; leave the option out"
+            )
+        self.active_peft_config  # noqa: B018 - says clearly that there is none
         with staged_folder(save_directory) as staging:
-            super().save_pretrained(staging, save_embedding_layers=False, **kwargs)
+            super().save_pretrained(staging, **{"save_embedding_layers": False, **kwargs})
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write the model card into `output_dir` (called by `save_pretrained`)."""
@@ -227,3 +294,8 @@ class HubMixin(Base):
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+def _check_options(function: str, given: dict[str, Any], known: Sequence[str]) -> None:
+    if unknown := sorted(given.keys() - set(known)):
+        raise TypeError(f"{function}() takes no {', '.join(unknown)}; its options are {', '.join(known)}")
