@@ -224,7 +224,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         """The image tower's output, with projected embeddings `(B, D)` as its `pooler_output`."""
         if pixel_values is None:
             raise ValueError("give pixel_values or image_embeds")
-        if not len(pixel_values):
+        if pixel_values.shape[0] == 0:  # `len` would fix the batch size in `torch.export`
             raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
         return self.clip.get_image_features(pixel_values=pixel_values, **kwargs)
 

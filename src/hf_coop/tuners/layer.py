@@ -74,9 +74,10 @@ class PromptLearner(nn.Module):
             text_model (`CLIPTextModel`): the tower.
             image_embeds: not used here, where prompts do not depend on the image.
         """
+        if torch.compiler.is_compiling():  # the tensors of `torch.export` hold no values to keep or to look at
+            return self.encode(text_model)
         parameters = chain(self.parameters(), text_model.parameters())
-        training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if training or torch.compiler.is_compiling():  # tracers' tensors hold no values
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self.encode(text_model)
         device_type = self.ctx.device.type
         state = (
@@ -201,8 +202,13 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     @torch.compiler.disable
     def encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """Pooled features of the active adapter's class prompts: `(K, dim)`, or `(B, K, dim)` given B images."""
-        return self.active_learner(self.base_layer, image_embeds)
+        """Pooled features of the active adapter's class prompts: `(K, dim)`, or `(B, K, dim)` given B images.
+
+        `torch.compile` leaves this as it is, so that features are kept and gradients flow as ever. `torch.export`
+        takes it down as it is in inference, without gradients.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+            return self.active_learner(self.base_layer, image_embeds)
 
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         if input_ids is not None or self.disable_adapters:

@@ -54,7 +54,8 @@ class CoCoOpPromptLearner(PromptLearner):
             image_embeds (`torch.Tensor` of shape `(B, D)`): normalised image embeddings.
 
         Raises:
-            ValueError: no image embeddings, none in the batch, or of another width.
+            ValueError: no image embeddings, none in the batch, or of another width; or `torch.export` is to leave the
+                batch size open.
         """
         if image_embeds is None:
             raise ValueError(
@@ -66,6 +67,11 @@ class CoCoOpPromptLearner(PromptLearner):
             raise ValueError(
                 f"CoCoOp needs the embeddings of at least one image, of shape (batch, {width}), "
                 f"got shape {tuple(image_embeds.shape)}"
+            )
+        if not isinstance(image_embeds.shape[0], int):
+            raise ValueError(
+                "CoCoOp makes class prompts for each image, so that it can be exported for one batch size only: leave "
+                "the batch out of dynamic_shapes"
             )
         ctx = self.ctx + self.meta_net(image_embeds)[:, None]  # (B, M, dim)
         return encode_prompts(text_model, self.layout, ctx, self.config.max_prompts_per_chunk)
