@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-lowest test-newest lint clean
+.PHONY: install demo test test-all test-lowest test-newest lint clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-all: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m ""
 
 # The suite at the oldest versions that pyproject.toml allows, and at the newest there are; of torch, whose other builds
 # are gigabytes, both take the one of constraints.txt. `make test-lowest TORCH=2.6.0` checks the oldest torch as well.

@@ -84,6 +84,13 @@ with torch.no_grad():
     peft_model.set_adapter("negated")
     report["peft negated"] = peft_model(pixel_values=pixels).logits_per_image.softmax(-1)[0].tolist()
 
+loaded = CLIPModel.from_pretrained("tester/flowers")  # as transformers loads adapters itself
+own = CLIPModel.from_pretrained("tester/tiny-clip")
+own.load_adapter("tester/flowers")
+with torch.no_grad():
+    for name, way in (("clip from_pretrained", loaded), ("clip load_adapter", own)):
+        report[name] = way(pixel_values=pixels).logits_per_image.softmax(-1)[0].tolist()
+
 model.load_adapter("tester/flowers", "negated", revision="negated")
 model.load_adapter("tester/two-adapters", "birds", subfolder="birds")
 model.set_adapter("negated")
@@ -244,6 +251,11 @@ def test_plain_peft_loads_the_same_repository(pushed, pulled):
     for mine, theirs in (("predictions", "peft"), ("negated predictions", "peft negated")):
         scores = {row["label"]: row["score"] for row in pushed[mine]}
         assert pulled[theirs] == pytest.approx([scores[name] for name in CLASSNAMES], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["clip from_pretrained", "clip load_adapter"])
+def test_so_does_transformers_by_itself(pulled, way):
+    assert pulled[way] == pytest.approx(pulled["peft"], rel=1e-5)
 
 
 def test_several_adapters_on_one_clip(pushed, pulled):

@@ -38,6 +38,8 @@ def encode_prompts(
     Returns:
         `torch.Tensor` of shape `(G, K, dim)`: pooled features in label order, before the text projection.
     """
+    if torch.compiler.is_compiling():  # `torch.export` sees through the attention's own backward pass, to none
+        ctx = ctx.detach()
     if max_prompts_per_chunk is None or ctx.shape[0] * len(layout) <= max_prompts_per_chunk:
         return _encode_chunk(text_model, layout, ctx)
 

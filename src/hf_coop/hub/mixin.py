@@ -87,7 +87,7 @@ class HubMixin(Base):
         """
         _check_options("from_pretrained", loading, PEFT_OPTIONS)
         if isinstance(model_id, nn.Module):
-            raise TypeError("HFCoOp.from_pretrained takes the adapter's folder or repository first, then the CLIPModel")
+            raise TypeError("from_pretrained takes the adapter's folder or repository first, then the CLIPModel")
         if config is not None and not isinstance(config, PromptConfig):
             raise TypeError(f"config must be the config of a method, such as CoOpConfig, got {config!r:.80}")
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}

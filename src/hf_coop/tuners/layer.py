@@ -11,7 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..encoding import PromptLayout, encode_prompts
 from .config import PromptConfig
@@ -53,6 +55,8 @@ class PromptLearner(nn.Module):
         """From now on learn `logit_scale` too, beginning at that of `clip`."""
         self.config.learn_temperature = True
         self.logit_scale = nn.Parameter(clip.logit_scale.detach().to(self.ctx.dtype, copy=True))
+        if isinstance(clip.text_model, PromptLayer):
+            clip.text_model.scale_logits_of(clip)
 
     @staticmethod
     def initial_context(config: PromptConfig, words: torch.Tensor) -> torch.Tensor:
@@ -150,6 +154,22 @@ def tensor_versions(module: nn.Module) -> list[tuple[int, Any]]:
     return [(x.data_ptr(), object() if x.is_inference() else x._version) for x in module.parameters()]
 
 
+def _apply_learned_temperature(
+    clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> CLIPOutput | None:
+    """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
+    layer = clip.text_model
+    input_ids = args[0] if args else kwargs.get("input_ids")
+    if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
+        return None
+    scale = getattr(layer.active_learner, "logit_scale", None)
+    if scale is None:
+        return None
+    output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
+    output.logits_per_text = output.logits_per_image.t()
+    return output
+
+
 class PromptLayer(nn.Module, BaseTunerLayer):
     """Replaces `CLIPModel.text_model`. With `input_ids` it is the untouched tower; without, it gives class features.
 
@@ -175,6 +195,11 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         """Add an adapter."""
         self.prompt_learner[adapter_name] = learner
         self.set_adapter(self.active_adapters, inference_mode=learner.config.inference_mode)
+
+    def scale_logits_of(self, clip: CLIPModel) -> None:
+        """See to it that the logits of `clip` are at the active adapter's own temperature, where it has one."""
+        if self.temperature_hook is None:
+            self.temperature_hook = clip.register_forward_hook(_apply_learned_temperature, with_kwargs=True)
 
     @property
     def active_learner(self) -> PromptLearner:
@@ -207,8 +232,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         `torch.compile` leaves this as it is, so that features are kept and gradients flow as ever. `torch.export`
         takes it down as it is in inference, without gradients.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not torch.compiler.is_compiling()):
-            return self.active_learner(self.base_layer, image_embeds)
+        return self.active_learner(self.base_layer, image_embeds)
 
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         if input_ids is not None or self.disable_adapters:

@@ -10,7 +10,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import CLIPModel
-from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..encoding import base_revision, load_tokenizer
 from .config import PromptConfig
@@ -68,16 +67,17 @@ class PromptModel(BaseTuner):
         if isinstance(target, PromptLayer):
             target.add_learner(adapter_name, learner)
         else:
-            layer = PromptLayer(target, adapter_name, learner)
-            layer.temperature_hook = self.model.register_forward_hook(_apply_learned_temperature, with_kwargs=True)
-            self._replace_module(parent, target_name, layer, target)
+            self._replace_module(parent, target_name, PromptLayer(target, adapter_name, learner), target)
+        if peft_config.learn_temperature:
+            self.model.text_model.scale_logits_of(self.model)
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         """Give back the plain CLIPModel; prompts cannot be merged into its weights."""
         layer = self.model.text_model
         if merge:
             layer.merge()
-        layer.temperature_hook.remove()
+        if layer.temperature_hook is not None:
+            layer.temperature_hook.remove()
         self.model.text_model = layer.get_base_layer()  # PEFT's own way wants a layer with a weight
         del self.model.peft_config
         return self.model
@@ -124,22 +124,6 @@ class PromptModel(BaseTuner):
             {cls._remove_adapter_name_from_key(k, adapter_name): v for k, v in remapped.items()},
         )
         return remapped
-
-
-def _apply_learned_temperature(
-    clip: CLIPModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> CLIPOutput | None:
-    """Forward hook: logits of class prompts at the active adapter's own `logit_scale`, where it has one."""
-    layer = clip.text_model
-    input_ids = args[0] if args else kwargs.get("input_ids")
-    if input_ids is not None or not isinstance(output, CLIPOutput) or layer.disable_adapters:
-        return None
-    scale = getattr(layer.active_learner, "logit_scale", None)
-    if scale is None:
-        return None
-    output.logits_per_image = output.logits_per_image * (scale - clip.logit_scale).exp()
-    output.logits_per_text = output.logits_per_image.t()
-    return output
 
 
 def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
