@@ -225,6 +225,17 @@ class TestTransformersOwnWays:
             after = clip(pixel_values=pixel_values).logits_per_image
         assert relative_error(after, before * torch.tensor(1.0).exp()) < 1e-6
 
+    def test_a_temperature_that_is_learned_later_counts_too(self, clip, method, pixel_values):
+        if method.depends_on_image:
+            pytest.skip("CLIPModel.forward cannot make class prompts for each image")
+        clip.add_adapter(method(classnames=CLASSNAMES))
+        with torch.no_grad():
+            before = clip(pixel_values=pixel_values).logits_per_image
+            clip.text_model.active_learner.learn_temperature(clip)
+            learned(clip)["logit_scale"].add_(1)
+            after = clip(pixel_values=pixel_values).logits_per_image
+        assert relative_error(after, before * torch.tensor(1.0).exp()) < 1e-6
+
     def test_add_disable_enable_delete(self, clip, config, pixel_values, tokenizer):
         texts = tokenizer(["a cat", "a dog"], padding=True, return_tensors="pt")
         with torch.no_grad():
@@ -474,9 +485,7 @@ class TestForward:
         assert output.attentions[0].shape[-1] == output.hidden_states[0].shape[1]
 
     def test_unknown_keywords(self, model, pixel_values):
-        with pytest.raises(
-            TypeError, match=r"forward.. takes no label, pixels: .* pixel_values, image_embeds"
-        ):
+        with pytest.raises(TypeError, match=r"forward.. takes no label, pixels: .* pixel_values, image_embeds"):
             model(pixel_values=pixel_values, label=LABELS, pixels=None)
 
 
