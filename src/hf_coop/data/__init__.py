@@ -3,8 +3,9 @@
 from .classnames import class_label, classnames_of, read_classnames
 from .crops import random_view
 from .few_shot import few_shot_indices, few_shot_splits, subsample_classes
+from .folders import load_image_folder
 from .images import load_image, load_images
-from .sources import drop_broken_images, load_image_folder, load_image_splits, read_images
+from .sources import drop_broken_images, load_image_splits, read_images
 
 __all__ = [
     "class_label",

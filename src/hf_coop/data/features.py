@@ -13,7 +13,8 @@ from torch import nn
 
 from ..version import __version__
 from .crops import random_view
-from .sources import decode_image, encoded_images, file_state
+from .folders import file_state
+from .sources import decode_image, encoded_images
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image as PILImage
 
 from ..encoding import check_classnames
-from ..errors import whole_message
+from ..errors import some, whole_message
 from .classnames import class_label, read_classnames
 from .few_shot import class_counts
+from .folders import load_image_folder
 from .images import read_image
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 DEMO = "demo"  # the dataset_name of the embedded digits
 ENCODED_IMAGE_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or files' contents
-SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
 TEST_SPLITS = ("test", "validation")  # where the test images are, unless told
 
 
@@ -92,76 +92,6 @@ def load_image_splits(
     return splits
 
 
-def load_image_folder(folder: str | os.PathLike[str]) -> Dataset:
-    """Images in one sub-folder a class, classes in the order of the folders' names.
-
-    The `imagefolder` loader of `datasets` is not used, because it takes class folders called "train" or "test" for
-    splits, and skips empty ones.
-
-    Raises:
-        ValueError: no folder, no images, images outside the class folders only, or a class folder without images.
-    """
-    from datasets import ClassLabel, Dataset, Features, Image
-    from datasets.fingerprint import Hasher
-
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"no such folder: {str(folder)!r}")
-    images = _images_by_class(root)
-    files = [path for paths in images.values() for path in paths]
-    labels = [label for label, paths in enumerate(images.values()) for _ in paths]
-    state = list(map(file_state, files))  # the fingerprint tells a changed file
-    dataset = Dataset.from_dict({"image": [str(path) for path in files]}, features=Features({"image": Image()}))
-    label_type = ClassLabel(names=list(images))
-    return dataset.add_column("label", labels, feature=label_type, new_fingerprint=Hasher.hash([state, labels]))
-
-
-def _images_by_class(root: Path) -> dict[str, list[Path]]:
-    """The image files below each class folder. A link that leads nowhere is one too, for it cannot be read."""
-    PILImage.init()
-    extensions = PILImage.registered_extensions()
-    class_dirs = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if class_dirs and {path.name for path in class_dirs} <= SPLIT_NAMES:
-        names = _some(path.name for path in class_dirs)
-        raise ValueError(f"{str(root)!r} holds splits ({names}), not classes: give the folder of one of them")
-    images: dict[str, list[Path]] = {}
-    others: list[Path] = []
-    above = {path.resolve() for path in (root, *class_dirs)} | set(root.resolve().parents)
-    for folder in class_dirs:
-        visible = [path for path in _files_below(folder, above) if not path.name.startswith(".")]
-        images[folder.name] = [path for path in visible if path.suffix.lower() in extensions]
-        others += [path for path in visible if path.suffix.lower() not in extensions]
-    left_out = f"; these are no images by their names: {_some(others)}" if others else ""
-    if not any(images.values()):
-        raise ValueError(f"no images in {str(root)!r}: it must hold one sub-folder of images for each class{left_out}")
-    if empty := [name for name, files in images.items() if not files]:
-        raise ValueError(f"class folders without any image in {str(root)!r}: {_some(empty)}{left_out}")
-    if others:
-        logger.warning("%d files in %r are left out%s", len(others), str(root), left_out)
-    return images
-
-
-def _files_below(folder: Path, seen: set[Path]) -> list[Path]:
-    """All files below, through links too, but not through those that lead to `seen` or where it has been."""
-    seen = {*seen}
-    files: list[Path] = []
-    for top, folders, names in os.walk(folder, followlinks=True):
-        files += [Path(top, name) for name in names]
-        new = {name: real for name in folders if (real := Path(top, name).resolve()) not in seen}
-        folders[:] = new
-        seen |= {*new.values()}
-    return sorted(files)
-
-
-def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:
-    """What changes when a file does: where it is, its size, and when it was written (0 where there is none)."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return os.path.realpath(path), 0, 0
-    return os.path.realpath(path), found.st_size, found.st_mtime_ns
-
-
 def _load_dataset_dict(
     name: str | os.PathLike[str], config_name: str | None, token: str | bool | None
 ) -> Mapping[str, Dataset]:
@@ -194,7 +124,7 @@ def _choose_splits(
 ) -> dict[str, Dataset]:
     for wanted in (train, validation, test):
         if wanted is not None and wanted not in loaded:
-            raise ValueError(f"the data set has no split {wanted!r}; it has {_some(loaded)}")
+            raise ValueError(f"the data set has no split {wanted!r}; it has {some(loaded)}")
     test = test or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
     if validation is None and "validation" in loaded and "validation" not in (train, test):
         validation = "validation"
@@ -206,7 +136,7 @@ def _image_and_label(split: Dataset, image_column: str, label_column: str) -> Da
     """The two columns that count, by their usual names and types."""
     from datasets import ClassLabel, Image, Value
 
-    there = f"the columns are {_some(split.column_names)}: set"
+    there = f"the columns are {some(split.column_names)}: set"
     for option, column in (("image_column_name", image_column), ("label_column_name", label_column)):
         if column not in split.column_names:
             raise ValueError(f"no column {column!r}; {there} {option}")
@@ -245,7 +175,7 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
     if len(names) != len(label_type.names):
         raise ValueError(
             f"{str(classnames_file)!r} has {len(names)} class names, but the data has {len(label_type.names)} "
-            f"classes: {_some(label_type.names)}"
+            f"classes: {some(label_type.names)}"
         )
     named = class_label(check_classnames(names))
     return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
@@ -256,13 +186,13 @@ def _warn_of_numbered_classes(names: Sequence[str], given: Sequence[str] | None)
         logger.warning(
             "THE CLASS NAMES ARE NUMBERS (%s). Prompts are made of names, and numbers tell CLIP nothing: give the "
             "real names by classnames_file, a text file with one name a line in label order.",
-            _some(given or names),
+            some(given or names),
         )
     elif given and all(name.isdigit() for name in names) and names != sorted(names, key=int):
         logger.warning(
             "the labels are numbers in the order of the alphabet, and the names of classnames_file were given to them "
             "in that order: %s. If the file is in the order of the numbers, sort it so.",
-            _some(f"{number} is {name!r}" for number, name in zip(names, given, strict=False)),
+            some(f"{number} is {name!r}" for number, name in zip(names, given, strict=False)),
         )
 
 
@@ -284,7 +214,7 @@ def _relabel(split: Dataset, split_name: str, expected: Any, named: Any) -> Data
         if not isinstance(label, int) or not 0 <= label < len(expected.names):
             raise ValueError(
                 f"image {row} of the {split_name} split has the label {label!r}, which is none of the "
-                f"{len(expected.names)} classes: {_some(expected.names)}"
+                f"{len(expected.names)} classes: {some(expected.names)}"
             )
     if found == named:
         return split
@@ -295,8 +225,8 @@ def _check_same_classes(expected: Sequence[str], found: Sequence[str], split_nam
     if set(expected) != set(found):
         extra, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
         raise ValueError(
-            f"the train and {split_name} images have different classes: only {split_name} has {_some(extra)}, "
-            f"only train has {_some(missing)}"
+            f"the train and {split_name} images have different classes: only {split_name} has {some(extra)}, "
+            f"only train has {some(missing)}"
         )
 
 
@@ -308,7 +238,7 @@ def _check_not_empty(splits: DatasetDict) -> None:
 
 def _check_every_class(train: Dataset) -> None:
     if missing := [name for name, count in class_counts(train).items() if count == 0]:
-        raise ValueError(f"classes without any training image: {_some(missing)}")
+        raise ValueError(f"classes without any training image: {some(missing)}")
 
 
 def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PILImage.Image]:
@@ -356,11 +286,5 @@ def drop_broken_images(dataset: Dataset, name: str = "data") -> Dataset:
     broken = broken_images(dataset)
     if not broken:
         return dataset
-    logger.warning("%d of %d %s images skipped: %s", len(broken), len(dataset), name, _some(broken.values()))
+    logger.warning("%d of %d %s images skipped: %s", len(broken), len(dataset), name, some(broken.values()))
     return dataset.select([row for row in range(len(dataset)) if row not in broken])
-
-
-def _some(values: Any) -> str:
-    """The first few of a list of values, for a message."""
-    values = list(values)
-    return (", ".join(map(str, values[:10])) or "none") + (f" … ({len(values)})" if len(values) > 10 else "")
