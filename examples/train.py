@@ -19,10 +19,9 @@ from typing import Any
 
 from transformers import HfArgumentParser, set_seed
 
-from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
-from hf_coop.data import classnames_of, few_shot_splits, load_image_splits, subsample_classes
+from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp, data
 from hf_coop.demo import DEMO_CLIP
-from hf_coop.encoding import DEFAULT_TEMPLATE, check_templates
+from hf_coop.encoding import check_templates
 from hf_coop.evaluation import classification_metrics, plot_training_curves
 from hf_coop.files import staged_folder
 from hf_coop.hub import METRICS
@@ -45,11 +44,10 @@ PromptArguments = make_prompt_arguments()  # method, n_ctx, ctx_init, …: the o
 class DataArguments:
     train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder of images a class."})
     test_dir: str | None = field(default=None, metadata={"help": "The same, of test images."})
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, local data set, .parquet, save_to_disk folder; demo: embedded digits."},
-    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, folder or .parquet; demo: embedded."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    benchmark: str | None = field(default=None, metadata={"help": "An image set of the papers: dtd, sun397, …."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the benchmarks; default: $HF_COOP_DATA."})
     train_split: str = field(default="train", metadata={"help": "Split to draw the training images from."})
     validation_split: str | None = field(default=None, metadata={"help": "Default: validation, if not the test."})
     test_split: str | None = field(default=None, metadata={"help": "Default: test, else validation."})
@@ -59,16 +57,19 @@ class DataArguments:
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
     num_shots: int = field(default=16, metadata={"help": "Training images a class; 0: all."})
     subsample_classes: str = field(default="all", metadata={"help": "all, base (first half) or new (second half)."})
-    zero_shot_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Prompt to compare with."})
+    zero_shot_template: str | None = field(default=None, metadata={"help": "Compared with; default: the benchmark's."})
+
+    def __post_init__(self) -> None:
+        self.zero_shot_template = self.zero_shot_template or data.hand_crafted_template(self.benchmark)
 
     def load(self, seed: int) -> Any:
         here = ("num_shots", "subsample_classes", "zero_shot_template")
-        splits = load_image_splits(**{name: value for name, value in asdict(self).items() if name not in here})
-        return subsample_classes(few_shot_splits(splits, self.num_shots, seed), self.subsample_classes)
+        splits = data.load_image_splits(**{name: value for name, value in asdict(self).items() if name not in here})
+        return data.subsample_classes(data.few_shot_splits(splits, self.num_shots, seed), self.subsample_classes)
 
     def described(self) -> dict[str, Any]:
         """What the model card says of the data."""
-        name = Path(self.dataset_name or self.train_dir or "").name
+        name = self.benchmark or Path(self.dataset_name or self.train_dir or "").name
         facts = {"dataset_name": name, "dataset_id": None if name == "demo" else self.dataset_name}
         return {**facts, "shots": self.num_shots or None, "zero_shot_template": self.zero_shot_template}
 
@@ -91,7 +92,7 @@ def train(
     set_seed(args.seed)
     with phase("loading"):
         splits = data_args.load(args.seed)
-        classnames = classnames_of(splits["train"])
+        classnames = data.classnames_of(splits["train"])
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
         model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
     test = splits.get("test")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmark_trees.make_trees import make_trees
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
@@ -39,6 +40,12 @@ def images() -> list[Image.Image]:
     pixels = np.random.default_rng(0)
     sizes = [(32, 32), (40, 32), (50, 61), (8, 8)]
     return [Image.fromarray(pixels.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniature copies of the papers' 15 image sets; read only."""
+    return make_trees(tmp_path_factory.mktemp("trees"), seed=0)
 
 
 @pytest.fixture(scope="session")

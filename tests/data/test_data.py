@@ -87,8 +87,8 @@ class TestFewShot:
     @pytest.mark.parametrize(("shots", "validation"), [(1, 1), (4, 4), (6, 4)])
     def test_validation_goes_on_with_the_same_draw(self, shots, validation):
         labels = [k % 3 for k in range(30)]
-        split = labelled(["a", "b", "c"], labels)
-        splits = few_shot_splits(DatasetDict(train=split, validation=split, test=split), shots, seed=2)
+        split, test = labelled(["a", "b", "c"], labels), labelled(["a", "b", "c"], labels)
+        splits = few_shot_splits(DatasetDict(train=split, validation=split, test=test), shots, seed=2)
         random.seed(2)
         drawn = {}
         for name, count in (("train", shots), ("validation", validation)):

@@ -137,3 +137,15 @@ def test_bad_options(folders, tmp_path, monkeypatch, options, message):
 def test_no_test_images(folders, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: no test images"):
         run_here(monkeypatch, folders[0], f"--output_dir={tmp_path / 'out'}")
+
+
+def test_a_benchmark_with_equal_names(trees, tmp_path, monkeypatch):
+    """ImageNet's: "missile" and "sunglasses" are there twice, all four among the new classes."""
+    options = ("--benchmark=imagenet", f"--data_dir={trees}", "--methods", "coop", "--seeds", "1")
+    run_here(monkeypatch, *options, "--num_train_epochs=1", "--n_ctx=2", f"--output_dir={tmp_path}")
+    result = json.loads((tmp_path / "base_to_new.json").read_text(encoding="utf-8"))
+    assert result["settings"]["data"]["benchmark"] == "imagenet"
+    for method in ("zero_shot", "coop"):
+        for half in ("base", "new"):
+            hits = result["scores"][method][0][half] * 18  # six classes, three images each
+            assert hits == pytest.approx(round(hits))

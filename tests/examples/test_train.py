@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_coop import HFCoOp
-from hf_coop.data import load_image_splits
+from hf_coop.data import load_benchmark, load_image_splits
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -123,6 +123,18 @@ class TestOutput:
         assert weights["ctx"].shape[:2] == (5, 3)
         assert "logit_scale" in weights
         assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+    def test_a_benchmark(self, trees, tmp_path):
+        options = ["--model_name_or_path", PARITY, "--benchmark", "oxford_flowers", "--data_dir", trees, "--n_ctx", 2]
+        options += ["--num_shots", 1, "--num_train_epochs", 1, "--save_strategy", "no", "--output_dir", tmp_path]
+        run([*map(str, options)])
+        found, expected = metrics(tmp_path), load_benchmark("oxford_flowers", trees)
+        assert found["classnames"] == expected.classnames
+        assert found["settings"]["data"]["zero_shot_template"] == "a photo of a {}, a type of flower."
+        assert found["validation"]["num_samples"] == len(expected.classnames)
+        assert found["learned"]["num_samples"] == len(expected.splits["test"])
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.eval_results[0].dataset_name == "oxford_flowers"
 
     def test_the_card_names_the_split_that_was_measured(self, data, tmp_path):
         """Many sets of the Hub have no labelled test split."""
@@ -295,6 +307,16 @@ class TestBadInput:
         assert "is no checkpoint" in refused(*command(out, data, "--resume_from_checkpoint", tmp_path))
         assert "\n" not in refused(*command(out, data, "--model_name_or_path", "no/model"))
         assert not out.exists()
+
+    def test_benchmarks(self, refused, trees, tmp_path):
+        out = ("--output_dir", tmp_path / "out", "--data_dir", trees)
+        assert "no benchmark 'flowers'; there are caltech101" in refused(*out, "--benchmark", "flowers")
+        assert "got train_dir and benchmark" in refused(*out, "--benchmark", "dtd", "--train_dir", trees)
+        assert "got dataset_name and benchmark" in refused(*out, "--benchmark", "dtd", "--dataset_name", "demo")
+        assert "has test images alone" in refused(*out, "--benchmark", "imagenet_r")
+        message = refused(*out[:2], "--benchmark", "dtd", "--data_dir", tmp_path)
+        assert message.startswith(f"error: dtd is not there: no '{tmp_path / 'dtd'}'; `hf-coop data get dtd` fetches")
+        assert not (tmp_path / "out").exists()
 
     def test_a_full_disk_at_the_last_save_is_named(self, data, tmp_path):
         """A limit on the size of files makes a larger write fail, as a full disk does: here that of the curves."""

@@ -1,5 +1,6 @@
-"""Few-shot data: sampling, folders and Hub data sets, images."""
+"""Few-shot data: sampling, folders and Hub data sets, the papers' benchmarks, images."""
 
+from .benchmarks import benchmark_states, hand_crafted_template, load_benchmark
 from .classnames import class_label, classnames_of, read_classnames
 from .crops import random_view
 from .few_shot import few_shot_indices, few_shot_splits, subsample_classes
@@ -8,11 +9,14 @@ from .images import load_image, load_images
 from .sources import drop_broken_images, load_image_splits, read_images
 
 __all__ = [
+    "benchmark_states",
     "class_label",
     "classnames_of",
     "drop_broken_images",
     "few_shot_indices",
     "few_shot_splits",
+    "hand_crafted_template",
+    "load_benchmark",
     "load_image",
     "load_image_folder",
     "load_image_splits",

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..encoding import distinct_classnames
@@ -55,6 +55,8 @@ def few_shot_indices(labels: Sequence[int], num_shots: int, seed: int | random.R
 def few_shot_splits(splits: DatasetDict, num_shots: int, seed: int) -> DatasetDict:
     """Sample the training split, and `min(num_shots, 4)` images a class of the validation split where there is one.
 
+    A validation split that is the test split too is kept whole, as published for ImageNet.
+
     Args:
         splits (`DatasetDict`): from [`load_image_splits`]; other splits are kept whole.
         num_shots (`int`): images a class; 0 means all.
@@ -66,7 +68,7 @@ def few_shot_splits(splits: DatasetDict, num_shots: int, seed: int) -> DatasetDi
     generator = random.Random(seed)
     sampled = type(splits)(splits)
     for name, shots in (("train", num_shots), ("validation", min(num_shots, MAX_VALIDATION_SHOTS))):
-        if name in splits:
+        if name in splits and (name == "train" or splits[name] is not splits.get("test")):
             labels = splits[name]["label"][:]
             sampled[name] = splits[name].select(few_shot_indices(labels, shots, generator))
     _warn_of_small_classes(sampled["train"], num_shots)
@@ -120,4 +122,13 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
         split = split.remove_columns("label").add_column("label", renumbered, feature=class_label(kept))
         return split.select(rows)
 
-    return type(splits)({name: renumber(name, split) for name, split in splits.items()})
+    return change_splits(splits, renumber)
+
+
+def change_splits(splits: DatasetDict, change: Callable[[str, Dataset], Dataset]) -> DatasetDict:
+    """The same change to every split, by name. Two names for one split, as ImageNet's validation and test, stay so."""
+    changed: dict[int, Dataset] = {}
+    for name, split in splits.items():
+        if id(split) not in changed:
+            changed[id(split)] = change(name, split)
+    return type(splits)({name: changed[id(split)] for name, split in splits.items()})

@@ -13,8 +13,9 @@ from PIL import Image as PILImage
 
 from ..encoding import check_classnames
 from ..errors import some, whole_message
+from .benchmarks import load_benchmark
 from .classnames import class_label, read_classnames
-from .few_shot import class_counts
+from .few_shot import change_splits, class_counts
 from .folders import load_image_folder
 from .images import read_image
 
@@ -34,6 +35,8 @@ def load_image_splits(
     dataset_name: str | os.PathLike[str] | None = None,
     dataset_config_name: str | None = None,
     *,
+    benchmark: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     train_split: str = "train",
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -48,7 +51,8 @@ def load_image_splits(
     Args:
         train_dir, test_dir: folders with one sub-folder of images a class; or
         dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
-            "demo" for the embedded digits.
+            "demo" for the embedded digits; or
+        benchmark (`str`): one of the papers' image sets, which is below `data_dir`; see [`load_benchmark`].
         dataset_config_name (`str`, *optional*): its configuration.
         train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
             "test", else of "validation"; and "validation" is the validation split where "test" is another.
@@ -67,16 +71,24 @@ def load_image_splits(
     """
     from datasets import DatasetDict
 
-    if (train_dir is None) == (dataset_name is None):
+    given = {"train_dir": train_dir, "dataset_name": dataset_name, "benchmark": benchmark}
+    if len(sources := [name for name, value in given.items() if value is not None]) != 1:
         raise ValueError(
-            f"say where the images are, got {'both' if train_dir else 'neither'}: train_dir, a folder with one "
-            f"sub-folder a class, or dataset_name, a Hub repository or local data set ({DEMO!r}: embedded digits)"
+            f"say where the images are, got {' and '.join(sources) or 'nothing'}: train_dir, a folder with one "
+            f"sub-folder a class; dataset_name, a Hub repository or local data set ({DEMO!r}: embedded digits); or "
+            "benchmark, one of the papers' image sets"
         )
+    if data_dir is not None and benchmark is None:
+        raise ValueError("data_dir goes with benchmark, whose folder it holds")
     if test_dir is not None and train_dir is None:
         raise ValueError("test_dir goes with train_dir; a data set's test images are chosen by test_split")
     if train_dir is not None:
         folders = {"train": train_dir} | ({"test": test_dir} if test_dir is not None else {})
         splits = DatasetDict({name: load_image_folder(folder) for name, folder in folders.items()})
+    elif benchmark is not None:
+        splits = load_benchmark(benchmark, data_dir).splits
+        if "train" not in splits:
+            raise ValueError(f"{benchmark} has test images alone: learn on another set, such as imagenet")
     else:
         loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)  # type: ignore[arg-type]
         chosen = _choose_splits(loaded, train_split, validation_split, test_split)
@@ -86,7 +98,7 @@ def load_image_splits(
     _check_not_empty(splits)
     splits = _name_classes(splits, classnames_file)
     if skip_broken_images:
-        splits = DatasetDict({name: drop_broken_images(split, name) for name, split in splits.items()})
+        splits = change_splits(splits, lambda name, split: drop_broken_images(split, name))
         _check_not_empty(splits)
     _check_every_class(splits["train"])
     return splits
@@ -160,7 +172,7 @@ def _image_and_label(split: Dataset, image_column: str, label_column: str) -> Da
 
 def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] | None) -> DatasetDict:
     """Give every split a `ClassLabel` with the same names: the file's, else the data's."""
-    from datasets import ClassLabel, DatasetDict, Value
+    from datasets import ClassLabel, Value
 
     label_type = splits["train"].features["label"]
     if isinstance(label_type, Value) and "string" in label_type.dtype:
@@ -178,7 +190,7 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
             f"classes: {some(label_type.names)}"
         )
     named = class_label(check_classnames(names))
-    return DatasetDict({name: _relabel(split, name, label_type, named) for name, split in splits.items()})
+    return change_splits(splits, lambda name, split: _relabel(split, name, label_type, named))
 
 
 def _warn_of_numbered_classes(names: Sequence[str], given: Sequence[str] | None) -> None:
