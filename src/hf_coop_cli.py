@@ -33,6 +33,13 @@ BaseModel = Annotated[
 ]
 
 
+data_app = typer.Typer(help="The papers' image sets: which are there, and getting more.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+DataDir = Annotated[
+    Path | None, typer.Option("--data_dir", help="Folder of the sets; default: $HF_COOP_DATA, else one in the cache.")
+]
+
+
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
     """What a user can mend is told on one line, without a traceback."""
@@ -191,6 +198,30 @@ def convert(
         )
         converted.save_pretrained(output)
     typer.echo(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None) -> None:
+    """The image sets of the papers, and which of them are in the data folder."""
+    from hf_coop.data import benchmark_states
+
+    for name, state in benchmark_states(data_dir).items():
+        typer.echo(f"{name:<16} {state}")
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="As `hf-coop data list` has it.")],
+    data_dir: DataDir = None,
+    token: Token = None,
+) -> None:
+    """Fetch an image set from the Hub, unpack and check it; interrupted, it goes on where it stopped."""
+    from hf_coop.data import download_benchmark
+
+    with _errors_as_messages():
+        classnames, _, splits = download_benchmark(name, data_dir, token=token)
+    counts = ", ".join(f"{len(split)} {split_name}" for split_name, split in splits.items())
+    typer.echo(f"{name}: {len(classnames)} classes; images: {counts}")
 
 
 def _printable(text: str) -> str:

@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on loopback: repositories as folders, behind the calls that `huggingface_hub` makes.
 
 It speaks create_repo, branches, preupload, LFS batch and upload, commit, pull requests, model_info, tree, resolve with
-revisions, and tokens for private repositories. `HubServer.fail` makes chosen calls fail.
+revisions and ranges, and tokens for private repositories. `HubServer.fail` makes chosen calls fail. Models and data
+sets share their names here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN, USER = "hf_loopback", "tester"
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt")
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".zip", ".gz", ".tar")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -88,6 +89,7 @@ class HubServer:
     def __init__(self, root: Path) -> None:
         self.root, self.repos, self.objects = root, dict[str, Repo](), dict[str, bytes]()
         self.failures: list[dict[str, Any]] = []
+        self.cut_after: int | None = None  # bytes, after which the next file's connection breaks
         self.calls: list[str] = []
         self.lock = threading.Lock()
         server = self
@@ -113,24 +115,26 @@ class HubServer:
 
     def add(self, repo_id: str, folder: Path, private: bool = False) -> str:
         """A repository with the files of a folder; gives the commit."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         return self.create(repo_id, private).commit("main", "add files", files)
 
     def fail(self, pattern: str, status: int = 503, times: int = 1000) -> None:
         """Answer the next calls that match `METHOD /path` with a status."""
         self.failures.append({"pattern": re.compile(pattern), "status": status, "times": times})
 
-    def run(
-        self, home: Path, *command: str, token: str | None = TOKEN, **environment: str
-    ) -> subprocess.CompletedProcess:
-        """Run `python *command` in a fresh process whose Hub is this one and whose cache is in `home`."""
+    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+        """That of a process whose Hub is this one and whose cache is in `home`."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         env |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
         env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "PYTHONWARNINGS": "ignore"}
-        env |= {"HF_TOKEN": token} if token else {}
-        return subprocess.run(
-            [sys.executable, *command], env=env | environment, capture_output=True, text=True, timeout=200
-        )
+        return env | ({"HF_TOKEN": token} if token else {})
+
+    def run(
+        self, home: Path, *command: str, token: str | None = TOKEN, **environment: str
+    ) -> subprocess.CompletedProcess:
+        """Run `python *command` in a fresh process with [`environment`]."""
+        env = self.environment(home, token) | environment
+        return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=200)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -145,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = url.path, {name: values[0] for name, values in parse_qs(url.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.hub.lock:
-            self.hub.calls.append(f"{self.command} {path}")
+            self.hub.calls.append(f"{self.command} {path} {self.headers.get('Range', '')}".rstrip())
             try:
                 self._check_failures(path)
                 status, headers, content = self._route(path, query, body)
@@ -155,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.command == "GET" and "/resolve/" in path and self.hub.cut_after is not None:
+            content, self.hub.cut_after, self.close_connection = content[: self.hub.cut_after], None, True
         if self.command != "HEAD":
             self.wfile.write(content)
 
@@ -286,6 +292,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(404, "EntryNotFound", f"{name} does not exist", commit)
         content = files[name].read_bytes()
         headers = {"X-Repo-Commit": commit, "X-Linked-Size": str(len(content)), "ETag": f'"{_oid(name, content)}"'}
+        if (start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))) and int(start[1]) < len(content):
+            headers["Content-Range"] = f"bytes {start[1]}-{len(content) - 1}/{len(content)}"
+            return 206, headers, content[int(start[1]) :]
         return 200, headers, content
 
 
@@ -297,7 +306,7 @@ def _oid(name: str, content: bytes) -> str:
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-API = f"/api/models/{REPO}"
+API = f"/api/(?:models|datasets)/{REPO}"
 ROUTES: list[tuple[str, Any]] = [
     ("/api/repos/create", _Handler.create_repo),
     ("/api/validate-yaml", _Handler.validate_yaml),
@@ -308,5 +317,5 @@ ROUTES: list[tuple[str, Any]] = [
     (f"{API}(?:/revision/(?P<revision>.+))?", _Handler.model_info),
     (f"/{REPO}.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("/lfs/(?P<oid>.+)", _Handler.lfs_upload),
-    (f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
+    (f"(?:/datasets)?/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
 ]

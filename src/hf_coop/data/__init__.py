@@ -3,6 +3,7 @@
 from .benchmarks import benchmark_states, hand_crafted_template, load_benchmark
 from .classnames import class_label, classnames_of, read_classnames
 from .crops import random_view
+from .downloads import download_benchmark
 from .few_shot import few_shot_indices, few_shot_splits, subsample_classes
 from .folders import load_image_folder
 from .images import load_image, load_images
@@ -12,6 +13,7 @@ __all__ = [
     "benchmark_states",
     "class_label",
     "classnames_of",
+    "download_benchmark",
     "drop_broken_images",
     "few_shot_indices",
     "few_shot_splits",
