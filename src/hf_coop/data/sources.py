@@ -18,6 +18,7 @@ from .classnames import class_label, read_classnames
 from .few_shot import change_splits, class_counts
 from .folders import load_image_folder
 from .images import read_image
+from .webdatasets import load_webdataset, webdataset_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -126,6 +127,8 @@ def _load_dataset_dict(
         if saved_to_disk:
             saved = load_from_disk(str(path))
             return {"train": saved} if isinstance(saved, Dataset) else saved
+        if config_name is None and (folder := webdataset_folder(name, token)) is not None:
+            return load_webdataset(folder)
         return load_dataset(os.fspath(name), config_name, token=token)
     except Exception as error:  # of many libraries and kinds
         raise ValueError(f"cannot load the data set {os.fspath(name)!r}: {whole_message(error)}") from error
