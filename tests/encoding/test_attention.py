@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_coop.encoding.attention import shared_prefix_attention
+from hf_coop.encoding.attention import attend, attend_backward, attention_plan, shared_prefix_attention
 from hf_coop.encoding.prompts import PromptLayout
 
 HEADS, HEAD_DIM, SCALING = 3, 5, 0.7
 LENGTHS = {
     "one class": [4],
-    "one bucket": [3, 4, 5, 5],
+    "one block": [3, 4, 5, 4],
     "EOS alone": [1, 1],
-    "several buckets": [1] * 6 + [4, 4, 9, 9, 30],
+    "a block for each": [9, 9, 9],
+    "several blocks": [1] * 6 + [4, 4, 9, 9, 30],
 }
 
 
@@ -42,25 +43,29 @@ def attend_alone(
     return out, torch.stack(eos)
 
 
-@pytest.mark.parametrize("eos_only", [False, True], ids=["all queries", "EOS only"])
+@pytest.mark.parametrize("prefix_length", [1, 4, 40])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_equals_each_prompt_alone(lengths, groups, eos_only):
-    layout = make_layout(lengths)
-    n_tokens = groups * (layout.prefix_length + layout.n_tail_tokens)
+def test_equals_each_prompt_alone(lengths, groups, prefix_length):
+    layout = make_layout(lengths, prefix_length)
+    n_tokens = groups * (prefix_length + layout.n_tail_tokens)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 1, n_tokens, HEADS, HEAD_DIM, dtype=torch.float64, generator=generator)
     inputs = [x.transpose(1, 2).requires_grad_() for x in states]
-    query = inputs[0]
-    if eos_only:
-        ends = torch.tensor(lengths).cumsum(0) - 1 + groups * layout.prefix_length
-        query = query[:, :, (torch.arange(groups)[:, None] * layout.n_tail_tokens + ends).flatten()]
-    out, weights = shared_prefix_attention(None, query, *inputs[1:], None, SCALING, layout)
-    expected = attend_alone(*inputs, layout, groups)[eos_only]
+    expected, expected_eos = attend_alone(*inputs, layout, groups)
+    out, weights = shared_prefix_attention(None, *inputs, None, SCALING, layout)
     assert weights is None
     torch.testing.assert_close(out[0], expected)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=generator)
     found = torch.autograd.grad((out * upstream).sum(), inputs)
-    gradients = torch.autograd.grad((expected * upstream[0]).sum(), inputs)
+    gradients = torch.autograd.grad((expected * upstream[0]).sum(), inputs, retain_graph=True)
     for one, other in zip(found, gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+    plan = attention_plan(layout, HEADS, n_tokens, True, states.dtype, states.device)
+    out, kept = attend(states[:, 0].transpose(0, 1), SCALING, plan)
+    torch.testing.assert_close(out, expected_eos)
+    found = attend_backward(upstream[0, : len(out)], *kept, SCALING, plan).permute(1, 2, 0, 3)
+    gradients = torch.autograd.grad((expected_eos * upstream[0, : len(out)]).sum(), inputs)
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other[0])

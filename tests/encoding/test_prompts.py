@@ -157,17 +157,18 @@ class TestLayout:
         assert len(layout) == 6
 
     @pytest.mark.parametrize(
-        ("name_lengths", "buckets"),
+        ("name_lengths", "size", "blocks"),
         [
-            ([3, 1, 2, 1, 3, 1], [(0, 6, 5)]),
-            ([2, 2], [(0, 2, 4)]),
-            ([1, 1, 1, 1, 28], [(0, 3, 3), (3, 5, 30)]),  # padding 33 tokens to 60 is worth it, 36 to 90 is not
-            ([1] * 50 + [8] * 5 + [60], [(0, 40, 3), (40, 54, 10), (54, 56, 62)]),
+            ([3, 1, 2, 1, 3, 1], 23, [(0, 6)]),
+            ([2, 2], 16, [(0, 2)]),
+            ([1, 1, 1, 1, 28], 30, [(0, 4), (4, 5)]),
+            ([6] * 5, 16, [(0, 2), (2, 4), (4, 5)]),
+            ([60, 1], 62, [(0, 1), (1, 2)]),
         ],
     )
-    def test_padding_at_most_doubles_the_tokens_of_a_bucket(self, name_lengths, buckets):
+    def test_blocks_hold_whole_tails(self, name_lengths, size, blocks):
         layout = PromptLayout.build(tokenized(*name_lengths), 4)
-        assert [tuple(bucket) for bucket in layout.buckets] == buckets
+        assert (layout.block_size, layout.blocks) == (size, blocks)
 
     @pytest.mark.parametrize(
         ("names", "position", "csc", "prefix", "tails"),

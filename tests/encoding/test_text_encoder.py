@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import CLASSNAMES, PARITY, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from hf_coop.encoding.frozen_layers import frozen_layers
 from hf_coop.encoding.prompts import CLASS_TOKEN_POSITIONS, PromptLayout, tokenize_classnames
 from hf_coop.encoding.text_encoder import encode_prompts
 
@@ -48,11 +50,19 @@ def frozen_tower(dtype: torch.dtype = torch.float32, **kwargs) -> CLIPTextModel:
     return CLIPModel.from_pretrained(PARITY, dtype=dtype, **kwargs).requires_grad_(False).text_model
 
 
+def by_modules(tower: CLIPTextModel) -> CLIPTextModel:
+    """The tower with a hook in it, which only its modules call."""
+    tower.encoder.layers[1].mlp.fc1.register_forward_hook(lambda *args: None)
+    return tower
+
+
+@pytest.mark.parametrize("prepare", [lambda tower: tower, by_modules], ids=["frozen layers", "modules"])
 @pytest.mark.parametrize("n_ctx", [1, 2, 5, 16])
 @pytest.mark.parametrize("csc", [False, True])
 @pytest.mark.parametrize("position", CLASS_TOKEN_POSITIONS)
-def test_features_and_gradients_equal_each_prompt_alone(tokenizer, position, csc, n_ctx):
-    tower = frozen_tower()
+def test_features_and_gradients_equal_each_prompt_alone(tokenizer, position, csc, n_ctx, prepare):
+    tower = prepare(frozen_tower())
+    assert (frozen_layers(tower.encoder) is None) == (prepare is by_modules)
     layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), n_ctx, position, csc)
     ctx = random_context(n_ctx * (len(CLASSNAMES) if csc else 1))
     features = encode_prompts(tower, layout, ctx)[0]
@@ -100,7 +110,7 @@ def test_groups_of_contexts_are_independent(tokenizer, position):
 
 
 @pytest.mark.parametrize("eos_token_id", [190, 2], ids=["eos", "legacy-eos"])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_new"])
 def test_other_sizes(tokenizer, eos_token_id, activation):
     """Other widths, head sizes and activations, and old configs whose end token id is wrong."""
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_hidden_layers": 2}
@@ -116,25 +126,117 @@ def test_other_sizes(tokenizer, eos_token_id, activation):
 @pytest.mark.parametrize("position", CLASS_TOKEN_POSITIONS)
 @pytest.mark.parametrize("csc", [False, True])
 def test_each_token_is_processed_once(tokenizer, position, csc):
-    """Every linear layer sees one prefix and the tails, and nothing else; the last only EOS where EOS is enough."""
+    """Every product with weights has one prefix and the tails, and nothing else; the last ones only EOS."""
     tower = frozen_tower()
     names = tokenize_classnames(tokenizer, CLASSNAMES)
     shared = 1 + (0 if csc else {"end": 4, "middle": 2, "front": 0}[position])
     n_tokens = shared + sum(len(ids) + 4 - shared for ids in names.token_ids)
-    seen = {}
-    for name, module in tower.encoder.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(
-                lambda module, args, output, name=name: (
-                    seen.setdefault(name, []).append(output.numel()) or seen[name].append(output.shape[-1])
-                )
-            )
     layout = PromptLayout.build(names, 4, position, csc)
-    encode_prompts(tower, layout, random_context(len(CLASSNAMES) * 4))
-    assert len(seen) == 3 * 6
-    for name, (values, width) in seen.items():
-        eos_is_enough = name.startswith("layers.2.") and not name.endswith(("k_proj", "v_proj"))
-        assert values == (len(CLASSNAMES) if eos_is_enough else n_tokens) * width, name
+    every, last = [(n_tokens, 3 * 64), *[(n_tokens, width) for width in (64, 256, 64)]], len(CLASSNAMES)
+    forward = [*every, *every, (n_tokens, 3 * 64), (last, 64), (last, 256), (last, 64)]
+    with Products() as products:
+        features = encode_prompts(tower, layout, random_context(len(CLASSNAMES) * 4))
+    assert products.shapes == forward
+    with Products() as products:
+        features.sum().backward()
+    inputs = [64, 64, 64, 256] * 3
+    assert products.shapes == [(rows, width) for (rows, _), width in zip(forward, inputs, strict=True)][::-1]
+
+
+class Products(TorchDispatchMode):
+    """Shapes of the results of all products of matrices, which those with weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.mkldnn._linear_pointwise):
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_without_onednn(tokenizer, monkeypatch):
+    tower = frozen_tower()
+    layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
+    ctx = random_context(4)
+    features = encode_prompts(tower, layout, ctx)
+    (expected,) = torch.autograd.grad(features.square().sum(), ctx)
+    monkeypatch.setattr("hf_coop.encoding.frozen_layers.ONEDNN_LINEAR", None)
+    other = encode_prompts(tower, layout, ctx)
+    assert relative_error(other, features) < TOLERANCE[torch.float32]
+    assert relative_error(torch.autograd.grad(other.square().sum(), ctx)[0], expected) < 1e-5
+
+
+def test_many_tokens_go_in_parts(tokenizer, monkeypatch):
+    tower = frozen_tower()
+    layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
+    ctx = random_context(4, groups=3)
+    features = encode_prompts(tower, layout, ctx)
+    (expected,) = torch.autograd.grad(features.square().sum(), ctx)
+    for tokens in (1, 20, 50):
+        monkeypatch.setattr("hf_coop.encoding.text_encoder.TOKENS_AT_A_TIME", tokens)
+        with Products() as products:
+            parts = encode_prompts(tower, layout, ctx)
+        assert len(products.shapes) > 12
+        assert relative_error(parts, features) < TOLERANCE[torch.float32]
+        assert relative_error(torch.autograd.grad(parts.square().sum(), ctx)[0], expected) < 1e-5
+
+
+def test_trainable_weights_get_their_gradients(tokenizer):
+    tower = frozen_tower().requires_grad_(True)
+    layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
+    ctx = random_context(4)
+    weights = [parameter for name, parameter in tower.named_parameters() if "position_ids" not in name]
+    found = torch.autograd.grad(encode_prompts(tower, layout, ctx).square().sum(), weights)
+    alone = torch.stack([encode_alone(tower, tokenizer, n, ctx[0], "end") for n in CLASSNAMES])
+    gradients = torch.autograd.grad(alone.square().sum(), weights)
+    for one, other in zip(found, gradients, strict=True):
+        assert (one - other).norm() < 1e-5 * max(other.norm(), 1)
+
+
+@pytest.mark.parametrize(
+    "change", ["in place", "new parameter", "state dict", "dtype there and back", "one trainable"]
+)
+def test_changed_weights_count_at_once(tokenizer, change):
+    tower = frozen_tower()
+    layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
+    ctx = random_context(4)
+    before = encode_prompts(tower, layout, ctx)
+    projection = tower.encoder.layers[1].self_attn.k_proj
+    if change == "in place":
+        projection.weight.mul_(2)
+    elif change == "new parameter":
+        projection.weight = nn.Parameter(2 * projection.weight, requires_grad=False)
+    elif change == "state dict":
+        tower.load_state_dict({name: 1.1 * value for name, value in tower.state_dict().items()})
+    elif change == "dtype there and back":
+        tower.bfloat16().float()
+    else:
+        projection.weight.requires_grad_(True)
+    after = encode_prompts(tower, layout, ctx)
+    expected = torch.stack([encode_alone(tower, tokenizer, n, ctx[0], "end") for n in CLASSNAMES])
+    assert relative_error(after[0], expected) < TOLERANCE[torch.float32]
+    if change == "one trainable":
+        after.sum().backward()
+        assert projection.weight.grad.abs().max() > 0
+    else:
+        assert relative_error(after, before) > 1e-4
+
+
+def test_a_graph_can_be_used_twice(tokenizer):
+    tower = frozen_tower()
+    layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
+    ctx = random_context(4)
+    features = encode_prompts(tower, layout, ctx)
+    (first,) = torch.autograd.grad(features.sum(), ctx, retain_graph=True)
+    encode_prompts(tower, layout, ctx).sum().backward()
+    (second,) = torch.autograd.grad(features.sum(), ctx)
+    assert torch.equal(first, second)
+    assert torch.equal(first, ctx.grad)
+    with pytest.raises(RuntimeError, match="second time"):
+        features.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
@@ -156,16 +258,21 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_recomputes(tokenize
     assert runs == [1, 2]
 
 
-def test_autocast_computes_in_bf16_and_keeps_fp32_gradients(tokenizer):
+@pytest.mark.parametrize("prepare", [lambda tower: tower, by_modules], ids=["frozen layers", "modules"])
+def test_autocast_computes_in_bf16_and_keeps_fp32_gradients(tokenizer, prepare):
     tower = frozen_tower()
     layout = PromptLayout.build(tokenize_classnames(tokenizer, CLASSNAMES), 4)
     ctx = random_context(4)
     exact = encode_prompts(tower, layout, ctx)
-    widths = []
-    tower.encoder.layers[1].mlp.fc1.register_forward_hook(lambda m, args, output: widths.append(output.dtype))
+    if prepare is by_modules:
+        dtypes = []
+        tower.encoder.layers[1].mlp.fc1.register_forward_hook(lambda m, args, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         features = encode_prompts(tower, layout, ctx)
-    assert widths == [torch.bfloat16]
+        if prepare is not by_modules:
+            dtypes = [frozen_layers(tower.encoder)[1].fc1.weight.dtype]
+    assert dtypes == [torch.bfloat16]
+    assert features.dtype == torch.float32
     assert relative_error(features, exact) < TOLERANCE[torch.bfloat16]
     (found,) = torch.autograd.grad(features.float().square().sum(), ctx)
     (gradient,) = torch.autograd.grad(exact.square().sum(), ctx)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
 MAX_NAMED_GROUPS = 10  # in a message
+SMALLEST_BLOCK = 16  # products of fewer rows are no faster
 
 
 def clean_classname(name: str) -> str:
@@ -118,17 +119,9 @@ def warn_of_equal_prompts(classnames: Sequence[str], token_ids: Sequence[Sequenc
         )
 
 
-class Bucket(NamedTuple):
-    """Tails `first` to `stop`, next to each other and of similar length; `length` is the longest's."""
-
-    first: int
-    stop: int
-    length: int
-
-
 @dataclass(frozen=True)
 class PromptLayout:
-    """K class prompts as one shared prefix and K tails, sorted by length so that similar ones form dense buckets.
+    """K class prompts as one shared prefix and K tails, sorted by length so that similar ones stand together.
 
     Context vector m stands among the token ids as `~m`, a negative number.
 
@@ -191,18 +184,25 @@ class PromptLayout:
         return self.prefix_length + len(self.tails[-1])
 
     @cached_property
-    def buckets(self) -> list[Bucket]:
-        """The tails in runs, as few as can be where padding a run to its longest at most doubles its tokens."""
-        lengths, buckets = [len(tail) for tail in self.tails], []
-        stop = len(lengths)
-        while stop:
-            first, tokens = stop - 1, lengths[stop - 1]
-            while first and (stop - first + 1) * lengths[stop - 1] <= 2 * (tokens + lengths[first - 1]):
-                first -= 1
-                tokens += lengths[first]
-            buckets.append(Bucket(first, stop, lengths[stop - 1]))
-            stop = first
-        return buckets[::-1]
+    def block_size(self) -> int:
+        """How many tokens of whole tails to pack into one block of attention: what leaves the fewest scores."""
+        longest = len(self.tails[-1])
+        sizes = range(max(longest, SMALLEST_BLOCK), max(longest, 2 * SMALLEST_BLOCK) + 1)
+        return min(sizes, key=lambda size: len(self._pack(size)) * size * (self.prefix_length + size))
+
+    @cached_property
+    def blocks(self) -> list[tuple[int, int]]:
+        """The tails in runs, first to stop, of at most `block_size` tokens."""
+        return self._pack(self.block_size)
+
+    def _pack(self, size: int) -> list[tuple[int, int]]:
+        blocks, first, tokens = [], 0, 0
+        for number, tail in enumerate(self.tails):
+            if tokens + len(tail) > size:
+                blocks.append((first, number))
+                first, tokens = number, 0
+            tokens += len(tail)
+        return [*blocks, (first, len(self))]
 
     def select(self, start: int, stop: int) -> PromptLayout:
         """The layout of tails `start` to `stop` alone; its `order` still names the original classes."""

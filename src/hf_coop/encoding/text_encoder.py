@@ -9,6 +9,7 @@ of them once; prefix and tails part only inside the attention function.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,11 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .attention import SHARED_PREFIX_ATTENTION, shared_prefix_attention
+from .attention import SHARED_PREFIX_ATTENTION, AttentionPlan, attention_plan
+from .frozen_layers import FrozenLayer, frozen_layers, run_frozen_layers
 from .prompts import PromptLayout
+
+TOKENS_AT_A_TIME = 1024  # keeps the tensors of a layer in the processor's cache, and in memory that malloc reuses
 
 
 def encode_prompts(
@@ -40,19 +44,34 @@ def encode_prompts(
     """
     if torch.compiler.is_compiling():  # `torch.export` sees through the attention's own backward pass, to none
         ctx = ctx.detach()
+    encode = partial(_encode_within_cache, text_model)
     if max_prompts_per_chunk is None or ctx.shape[0] * len(layout) <= max_prompts_per_chunk:
+        eos = encode(layout, ctx)
+    else:
+        trainable = [parameter for parameter in text_model.parameters() if parameter.requires_grad]
+
+        def encode_and_forget(part: PromptLayout, contexts: torch.Tensor) -> torch.Tensor:
+            return _Recomputed.apply(partial(encode, part), contexts, *trainable)
+
+        eos = _in_parts(encode_and_forget, layout, ctx, max_prompts_per_chunk)
+    return text_model.final_layer_norm(eos[:, layout.tensors(eos.device)["class_order"]])
+
+
+def _in_parts(
+    encode: Callable[[PromptLayout, torch.Tensor], torch.Tensor], layout: PromptLayout, ctx: torch.Tensor, size: int
+) -> torch.Tensor:
+    """`encode` of at most `size` prompts at a time; `(G, K, dim)`, tails in the layout's order."""
+    parts, groups = layout.split(size), max(1, size // len(layout))
+    return torch.cat([torch.cat([encode(part, some) for part in parts], dim=1) for some in ctx.split(groups)])
+
+
+def _encode_within_cache(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
+    """All at once on an accelerator. On a CPU as many prompts at a time as have some `TOKENS_AT_A_TIME`."""
+    if ctx.device.type != "cpu":
         return _encode_chunk(text_model, layout, ctx)
-
-    trainable = [parameter for parameter in text_model.parameters() if parameter.requires_grad]
-
-    def encode(part: PromptLayout, contexts: torch.Tensor) -> torch.Tensor:
-        return _Recomputed.apply(partial(_encode_chunk, text_model, part), contexts, *trainable)
-
-    groups = max(1, max_prompts_per_chunk // len(layout))
-    parts = layout.split(max_prompts_per_chunk)
-    rows = [torch.cat([encode(part, contexts) for part in parts], dim=1) for contexts in ctx.split(groups)]
-    classes = [k for part in parts for k in sorted(part.order)]
-    return torch.cat(rows)[:, torch.argsort(torch.tensor(classes, device=ctx.device))]
+    tail_tokens = max(1, TOKENS_AT_A_TIME - layout.prefix_length)
+    size = max(1, len(layout) * tail_tokens // layout.n_tail_tokens)
+    return _in_parts(partial(_encode_chunk, text_model), layout, ctx, size)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -83,11 +102,33 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _encode_chunk(text_model: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
-    hidden = _embed(text_model.embeddings, layout, ctx)  # (1, G * P + G * T, dim)
-    encoder = _with_shared_prefix_attention(text_model.encoder)
-    eos = encoder(inputs_embeds=hidden, attention_mask=None, prompt_layout=layout).last_hidden_state  # (1, G * K, dim)
-    by_class = eos[0].unflatten(0, (ctx.shape[0], -1))[:, layout.tensors(eos.device)["class_order"]]
-    return text_model.final_layer_norm(by_class)
+    hidden = _embed(text_model.embeddings, layout, ctx)  # (G * P + G * T, dim)
+    encoder = text_model.encoder
+    layers = frozen_layers(encoder)
+    if layers is None:
+        encoder = _with_shared_prefix_attention(encoder)
+        eos = encoder(inputs_embeds=hidden[None], attention_mask=None, prompt_layout=layout).last_hidden_state[0]
+    else:
+        eos = _encode_frozen(layers, layout, hidden)
+    return eos.unflatten(0, (ctx.shape[0], -1))
+
+
+def _encode_frozen(layers: Sequence[FrozenLayer], layout: PromptLayout, hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states `(G * P + G * T, dim)` to those of EOS `(G * K, dim)`, tails in the layout's order."""
+
+    def plan(eos_only: bool) -> AttentionPlan:
+        dtype, heads = layers[0].qkv.weight.dtype, layers[0].heads
+        return attention_plan(layout, heads, len(hidden), eos_only, dtype, hidden.device)
+
+    every_token, eos = (plan(False), None), (plan(True), eos_tokens(layout, hidden))
+    return run_frozen_layers(layers, hidden, [every_token] * (len(layers) - 1) + [eos])
+
+
+def eos_tokens(layout: PromptLayout, hidden: torch.Tensor) -> torch.Tensor:
+    """Where EOS stands among the tokens `(G * P + G * T, dim)` of all groups, `(G * K,)`."""
+    groups = len(hidden) // (layout.prefix_length + layout.n_tail_tokens)
+    tails = torch.arange(groups, device=hidden.device)[:, None] * layout.n_tail_tokens
+    return (groups * layout.prefix_length + tails + layout.tensors(hidden.device)["eos"]).flatten()
 
 
 def _embed(embeddings: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
@@ -100,7 +141,7 @@ def _embed(embeddings: nn.Module, layout: PromptLayout, ctx: torch.Tensor) -> to
     embeds = words.expand(groups, -1, -1).scatter(1, places.expand(groups, -1, -1), vectors)
     embeds = embeds + embeddings.position_embedding(index["positions"])
     prefixes, tails = embeds.tensor_split([layout.prefix_length], dim=1)
-    return torch.cat([prefixes.flatten(0, 1), tails.flatten(0, 1)])[None]
+    return torch.cat([prefixes.flatten(0, 1), tails.flatten(0, 1)])
 
 
 def _with_shared_prefix_attention(encoder: nn.Module) -> nn.Module:
@@ -127,7 +168,7 @@ def _with_shared_prefix_attention(encoder: nn.Module) -> nn.Module:
 
 
 class _LastLayer(nn.Module):
-    """The tower's last layer where only EOS is read: every token gives key and value, the rest is for EOS alone."""
+    """The tower's last layer where only EOS is read: its MLP is for EOS alone."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -135,14 +176,8 @@ class _LastLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, attention_mask: None, prompt_layout: PromptLayout) -> torch.Tensor:
         """`(1, G * P + G * T, dim)` to the states of EOS `(1, G * K, dim)`, tails in the layout's order."""
-        layer, attention = self.layer, self.layer.self_attn
-        groups = hidden.shape[1] // (prompt_layout.prefix_length + prompt_layout.n_tail_tokens)
-        first = groups * prompt_layout.prefix_length
-        tails = torch.arange(groups, device=hidden.device)[:, None] * prompt_layout.n_tail_tokens
-        eos = (first + tails + prompt_layout.tensors(hidden.device)["eos"]).flatten()  # (G * K,)
-        normed = layer.layer_norm1(hidden)
-        projected = attention.q_proj(normed[:, eos]), attention.k_proj(normed), attention.v_proj(normed)
-        query, key, value = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in projected)
-        attended, _ = shared_prefix_attention(attention, query, key, value, None, attention.scale, prompt_layout)
-        hidden = hidden[:, eos] + attention.out_proj(attended.flatten(2))
+        layer = self.layer
+        eos = eos_tokens(prompt_layout, hidden[0])
+        attended, _ = layer.self_attn(layer.layer_norm1(hidden), prompt_layout=prompt_layout)
+        hidden = hidden[:, eos] + attended[:, eos]
         return hidden + layer.mlp(layer.layer_norm2(hidden))

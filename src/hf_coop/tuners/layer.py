@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..encoding import PromptLayout, encode_prompts
+from ..encoding.frozen_layers import tensor_versions
 from .config import PromptConfig
 
 CTX_INIT_STD = 0.02
@@ -147,11 +148,6 @@ class PromptLearner(nn.Module):
         merged = [self.merge_gradients(*gradients) for gradients in zip(*each, strict=True)]
         carriers = [(p - p.detach()).mul(g).sum() for p, g in zip(parameters, merged, strict=True)]
         return losses[0].detach() + torch.stack(carriers).sum()
-
-
-def tensor_versions(module: nn.Module) -> list[tuple[int, Any]]:
-    """What changes when a parameter of `module` is replaced or written to; always new for those of inference mode."""
-    return [(x.data_ptr(), object() if x.is_inference() else x._version) for x in module.parameters()]
 
 
 def _apply_learned_temperature(
