@@ -89,6 +89,7 @@ def run(
     args: CoOpTrainingArguments,
 ) -> dict[str, Any]:
     """All runs; returns what `base_to_new.json` holds."""
+    args = replace(args, recipe=args.recipe or "paper")  # a protocol of the papers, so by their recipes unless told
     runs = {(m, s): run_arguments(args, m, s) for s in settings.seeds for m in settings.methods}
     options = prompt_options(prompt_args)
     for method in settings.methods:

@@ -87,6 +87,7 @@ def train(
         seconds[name] = round(time.perf_counter() - start, 3)
 
     check_templates(data_args.zero_shot_template)
+    args = replace(args, anchor_template=args.anchor_template or data_args.zero_shot_template)
     options = starting_prompt(args, config_class_of(prompt_args.method), prompt_options(prompt_args))
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     set_seed(args.seed)

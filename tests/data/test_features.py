@@ -70,6 +70,17 @@ class TestValues:
         assert not torch.allclose(first[:, 0], first[:, 1])
         assert not torch.allclose(first, other)
 
+    def test_parts_are_those_of_the_whole(self, model, dataset):
+        """What the processes of a run each encode: crops go by the image's number in the whole."""
+        whole = encode_images(model, dataset, views=2, random=True, seed=1)
+        parts = [dataset.select(rows) for rows in (range(3), range(3, 5), range(5, 5))]
+        firsts = (0, 3, 5)
+        found = [
+            encode_images(model, part, views=2, random=True, seed=1, first=first)
+            for part, first in zip(parts, firsts, strict=True)
+        ]
+        torch.testing.assert_close(torch.cat(found), whole)
+
     def test_given_features_are_taken(self, model, towers):
         given = torch.randn(4, model.clip.config.projection_dim)
         found = encode_images(model, Dataset.from_dict({"image_embeds": given.tolist(), "label": [0] * 4}))

@@ -26,7 +26,14 @@ CACHE_FOLDER = "hf_coop_features"
 
 
 def encode_images(
-    model: HFCoOp, dataset: Dataset, *, views: int = 1, random: bool = False, seed: int = 0, batch_size: int = 128
+    model: HFCoOp,
+    dataset: Dataset,
+    *,
+    views: int = 1,
+    random: bool = False,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 128,
 ) -> torch.Tensor:
     """Features of every image, from the cache where they were computed before.
 
@@ -40,6 +47,7 @@ def encode_images(
         views (`int`): of each image.
         random (`bool`): random crops and flips, instead of the processor's resize and centre crop.
         seed (`int`): of the crops.
+        first (`int`): the number of the first image, where the data set is a part of a larger one: crops depend on it.
         batch_size (`int`): views through the tower at a time.
 
     Returns:
@@ -51,19 +59,29 @@ def encode_images(
     """
     if "image_embeds" in dataset.column_names:
         return torch.tensor(np.asarray(dataset["image_embeds"][:], dtype=np.float32))[:, None]
-    fingerprint = features_fingerprint(model, dataset, views, random, seed)
-    encoded = _map_tower(model, dataset, views, random, seed, batch_size, fingerprint)
+    if not len(dataset):  # the share of a process of many
+        return torch.zeros(0, views, model.clip.config.projection_dim)
+    fingerprint = features_fingerprint(model, dataset, views, random, seed, first)
+    encoded = _map_tower(model, dataset, views, random, seed, first, batch_size, fingerprint)
     embeds = encoded.with_format("numpy")["image_embeds"][:]  # (N, views * D)
     return torch.from_numpy(np.array(embeds, dtype=np.float32)).unflatten(1, (views, -1))
 
 
 def _map_tower(
-    model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, batch_size: int, fingerprint: str
+    model: HFCoOp,
+    dataset: Dataset,
+    views: int,
+    random: bool,
+    seed: int,
+    first: int,
+    batch_size: int,
+    fingerprint: str,
 ) -> Dataset:
     from datasets import Features, List, Value, config, is_caching_enabled
     from pyarrow import ArrowInvalid
 
-    def encode(cells: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def encode(cells: Sequence[dict[str, Any]], indices: Sequence[int]) -> dict[str, np.ndarray]:
+        rows = [first + index for index in indices]
         images = [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
         if random:
             crops = [
@@ -130,12 +148,12 @@ def crops_to_pixels(model: HFCoOp, crops: Sequence[Image.Image]) -> torch.Tensor
     return processed.pixel_values
 
 
-def features_fingerprint(model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int) -> str:
+def features_fingerprint(model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, first: int = 0) -> str:
     """A hash of all that the features of `dataset` depend on."""
     from datasets.fingerprint import Hasher
 
     clip = model.clip
-    crops = {"views": views, "seed": seed} if random else "processor"
+    crops = {"views": views, "seed": seed, "first": first} if random else "processor"
     settings = [clip.config.vision_config.to_dict(), model.image_processor.to_dict(), crops, __version__]
     weights = weights_fingerprint(clip.vision_model, clip.visual_projection)
     return Hasher.hash([images_fingerprint(dataset), weights, repr(settings)])

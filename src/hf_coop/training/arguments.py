@@ -43,7 +43,8 @@ class CoOpTrainingArguments:
             KgCoOp's, arXiv 2303.13283, in logits). Default: 0.15 / images a class in the recipe "fast", else 0.
         label_smoothing_factor (`float`, *optional*): the share of each label that is spread over all classes.
             Default: 0.1 in the recipe "fast", else 0.
-        anchor_template (`str`): that hand-written prompt, with {} where the class name goes.
+        anchor_template (`str`, *optional*): that hand-written prompt, with {} where the class name goes. Default: "a
+            photo of a {}.", or in examples/train.py the prompt that is compared with.
         adam_beta1, adam_beta2, adam_epsilon (`float`): of Adam and AdamW.
         per_device_train_batch_size (`int`, *optional*): images in each process at a time. Default: the paper's, for
             CoOp 32.
@@ -100,7 +101,9 @@ class CoOpTrainingArguments:
         default=None,
         metadata={"help": "How much classes are held near the hand-written prompt's; default: the recipe's."},
     )
-    anchor_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "That hand-written prompt."})
+    anchor_template: str | None = field(
+        default=None, metadata={"help": "That hand-written prompt; default: --zero_shot_template."}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "Of Adam and AdamW."})
     adam_beta2: float = field(default=0.999, metadata={"help": "Of Adam and AdamW."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Of Adam and AdamW."})
@@ -147,7 +150,7 @@ class CoOpTrainingArguments:
         self.image_views = str(self.image_views)
         self._check_choice("recipe", (None, *RECIPES))
         self._check_choice("optim", (None, *OPTIMIZERS))
-        check_templates(self.anchor_template)
+        check_templates(self.anchor_template or DEFAULT_TEMPLATE)
         self._check_choice("save_strategy", STRATEGIES)
         self._check_choice("eval_strategy", ("no", "epoch"))
         for name in (

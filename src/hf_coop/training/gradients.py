@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from ..encoding import PromptLayout
+from ..encoding import DEFAULT_TEMPLATE, PromptLayout
 from ..modeling import HFCoOp
 from .arguments import CoOpTrainingArguments
 from .processes import gather_parts, gather_shares, own_share
@@ -45,7 +45,7 @@ class BatchGradients:
     ) -> None:
         self.model, self.accelerator, args = model, accelerator, args or CoOpTrainingArguments()
         self.smoothing = args.label_smoothing_factor or 0.0
-        self.anchor_weight, self.anchor_template = args.anchor_weight or 0.0, args.anchor_template
+        self.anchor_weight, self.anchor_template = args.anchor_weight or 0.0, args.anchor_template or DEFAULT_TEMPLATE
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         trains_images = any(parameter.requires_grad for parameter in model.clip.vision_model.parameters())
         self.shares_images = model.prompt_config.depends_on_image or trains_images

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from ..encoding import DEFAULT_TEMPLATE
 from ..tuners import PromptConfig
 from .arguments import LBFGS, CoOpTrainingArguments
 
@@ -72,7 +73,7 @@ def fill_in(args: CoOpTrainingArguments, config: PromptConfig, num_shots: int) -
     else:
         recipe = {**PAPER_ARGUMENTS, **config.default_recipe(num_shots), **recipe}
     left_open = {name: value for name, value in recipe.items() if getattr(args, name) is None}
-    return replace(args, **{"anchor_template": args.anchor_template, **left_open, "recipe": name})
+    return replace(args, **{"anchor_template": args.anchor_template or DEFAULT_TEMPLATE, **left_open, "recipe": name})
 
 
 def check_lbfgs(args: CoOpTrainingArguments, config: PromptConfig) -> None:

@@ -39,22 +39,23 @@ class PromptRun:
     def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
         """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
 
-        One view is the processor's centre crop, several are random crops. The main process computes them. The trainer
-        keeps them, since finding them in the cache means hashing images and weights.
+        One view is the processor's centre crop, several are random crops. Each process encodes its share of the images
+        and gets all. They are kept here too, since finding them in the cache means hashing images and weights.
         """
         key, clip = (dataset._fingerprint, views), self.model.clip
         versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
         if key not in self._embeds or self._embeds[key][0] != versions:
-            with self.accelerator.main_process_first():
-                embeds = encode_images(
-                    self.model,
-                    dataset,
-                    views=views,
-                    random=views > 1,
-                    seed=self.args.seed,
-                    batch_size=self.args.per_device_eval_batch_size,
-                )
-            self._embeds[key] = versions, embeds
+            own = own_share(self.accelerator, len(dataset))
+            embeds = encode_images(
+                self.model,
+                dataset.select(own) if self.accelerator.num_processes > 1 else dataset,
+                views=views,
+                random=views > 1,
+                seed=self.args.seed,
+                first=own.start,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
+            self._embeds[key] = versions, gather_shares(self.accelerator, embeds, len(dataset)).cpu()
         return self._embeds[key][1]
 
     @torch.no_grad()

@@ -91,7 +91,7 @@ class CoOpTrainer(PromptRun):
         if args.learn_temperature and not model.prompt_config.learn_temperature:
             model.prompt_layer.active_learner.learn_temperature(model.clip)
         super().__init__(model, args, eval_dataset)
-        anchor_template = args.anchor_template if args.anchor_weight else ""
+        anchor_template = args.anchor_template if args.anchor_weight else None
         for template in filter(None, (model.prompt_config.template, anchor_template)):
             if train_dataset is not None:
                 model.template_embeddings(template)  # what is wrong with it is known before any work
