@@ -67,6 +67,7 @@ def wheel(tmp_path_factory) -> list[str]:
 
 def test_the_wheel_holds_all_that_is_needed(wheel):
     needed = ["hf_coop_cli.py", "hf_coop/__init__.py", "hf_coop/py.typed", "hf_coop/model_card_template.md"]
+    needed += ["hf_coop/data/benchmarks.json"]
     demo = ROOT / "src" / "hf_coop" / "demo" / "clip"
     needed += [f"hf_coop/demo/clip/{path.name}" for path in demo.iterdir()]
     assert "hf_coop/demo/clip/model.safetensors" in needed
