@@ -34,11 +34,16 @@ from hf_coop import CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 N_CTX = 16
 
 
-def make_model(n_classes: int, device: str) -> HFCoOp:
-    """A CLIP of ViT-B/16's sizes with random weights, and a prompt of 16 vectors."""
+def make_clip() -> CLIPModel:
+    """A CLIP of ViT-B/16's sizes with random weights."""
     torch.manual_seed(0)
     text = {"bos_token_id": SOS, "eos_token_id": EOS}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 16}, projection_dim=512)).eval()
+    return CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 16}, projection_dim=512)).eval()
+
+
+def make_model(n_classes: int, device: str) -> HFCoOp:
+    """A prompt of 16 vectors on a CLIP of ViT-B/16's sizes."""
+    clip = make_clip()
     names = tokenized_names(n_classes)
     config = CoOpConfig(
         classnames=[f"class {k}" for k in range(n_classes)],
@@ -63,23 +68,28 @@ def text_side(model: HFCoOp) -> None:
     torch.autograd.grad(features.float().square().sum(), model.prompt_layer.active_learner.ctx)
 
 
-def plain_step(model: HFCoOp, pixels: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step as published: no features kept, every prompt on its own, 77 tokens each."""
+def plain_class_embeddings(model: HFCoOp) -> torch.Tensor:
+    """Class embeddings `(K, D)` as published: every prompt on its own, 77 tokens each."""
     clip, ctx = model.clip, model.prompt_layer.active_learner.ctx
-    with torch.no_grad():
-        images = clip.get_image_features(pixel_values=pixels).pooler_output
-    tower = clip.text_model.base_layer
+    tower, n_ctx = clip.text_model.base_layer, len(ctx)
     length = tower.config.max_position_embeddings
-    rows = [[SOS, *[FILLER] * N_CTX, *rest] for _, *rest in model.prompt_config.token_ids or []]
+    rows = [[SOS, *[FILLER] * n_ctx, *rest] for _, *rest in model.prompt_config.token_ids or []]
     input_ids = torch.tensor([row + [EOS] * (length - len(row)) for row in rows], device=ctx.device)
 
     def put_context(module: object, args: object, embeds: torch.Tensor) -> torch.Tensor:
-        return torch.cat([embeds[:, :1], ctx.expand(len(rows), -1, -1), embeds[:, 1 + N_CTX :]], dim=1)
+        return torch.cat([embeds[:, :1], ctx.expand(len(rows), -1, -1), embeds[:, 1 + n_ctx :]], dim=1)
 
     hook = tower.embeddings.token_embedding.register_forward_hook(put_context)
     texts = clip.text_projection(tower(input_ids=input_ids).pooler_output)
     hook.remove()
-    logits = clip.logit_scale.exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).mT
+    return F.normalize(texts, dim=-1)
+
+
+def plain_step(model: HFCoOp, pixels: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step as published: neither images nor prompts are encoded in any better way."""
+    with torch.no_grad():
+        images = F.normalize(model.clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    logits = model.clip.logit_scale.exp() * images @ plain_class_embeddings(model).mT
     optimizer.zero_grad()
     F.cross_entropy(logits, labels).backward()
     optimizer.step()
