@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_classes", type=int, nargs="+", choices=DATASETS, default=list(DATASETS), metavar="K")
     parser.add_argument("--ways", nargs="+", choices=("fast", "paper", "published"))
-    parser.add_argument("--max_text_passes", type=int, default=100, help="of the recipe fast")
+    parser.add_argument("--max_text_passes", type=int, default=100, help="of the recipe fast, 10 or more")
     parser.add_argument(
         "--steps", type=int, default=5, help="that are run of the other ways, after as many to warm up"
     )
