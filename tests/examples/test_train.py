@@ -108,6 +108,7 @@ class TestOutput:
         assert adapter(out) == adapter(whole)
         help_text = run(["--help"], sys.executable, "-m", "hf_coop_cli", "train").stdout
         assert "--class_token_position" in help_text
+        assert "--peft_type" not in help_text  # PEFT's own fields are no options
         assert "--gradient_accumulation_steps" in help_text
 
     def test_demo_and_other_options(self, tmp_path):

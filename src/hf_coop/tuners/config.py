@@ -288,8 +288,10 @@ def registered_configs() -> list[type[PromptConfig]]:
 
 
 def option_fields(config_class: type[PromptConfig]) -> dict[str, Field]:
-    """The fields of a config that are options of the command: those with a help."""
-    return {field.name: field for field in fields(config_class) if "help" in field.metadata}
+    """The fields of a config that are options of the command: those with a help, but for PEFT's own."""
+    inherited = {field.name for field in fields(PeftConfig)}
+    options = (field for field in fields(config_class) if "help" in field.metadata)
+    return {option.name: option for option in options if option.name not in inherited}
 
 
 def own_options(config: PromptConfig) -> dict[str, Any]:
