@@ -73,7 +73,7 @@ class TestValues:
     def test_parts_are_those_of_the_whole(self, model, dataset):
         """What the processes of a run each encode: crops go by the image's number in the whole."""
         whole = encode_images(model, dataset, views=2, random=True, seed=1)
-        parts = [dataset.select(rows) for rows in (range(3), range(3, 5), range(5, 5))]
+        parts = [dataset.select(rows) for rows in (range(3), range(3, 5), range(0))]
         firsts = (0, 3, 5)
         found = [
             encode_images(model, part, views=2, random=True, seed=1, first=first)

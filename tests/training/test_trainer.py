@@ -125,7 +125,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"optim": "adamw_8bit"}, "optim must be one of sgd, adam, adamw, got 'adamw_8bit'"),
+            ({"optim": "adamw_8bit"}, "optim must be one of sgd, adam, adamw, lbfgs, got 'adamw_8bit'"),
             ({"image_views": "0"}, "image_views must be 1 or more, or 'online', got '0'"),
             ({"image_views": "many"}, "got 'many'"),
             ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 or more, got 0"),
@@ -559,7 +559,7 @@ class TestCheckpoints:
 
     def test_another_method_is_refused(self, tmp_path):
         trained(tmp_path)
-        with pytest.raises(ValueError, match="was trained by another method, COOP; this is COCOOP"):
+        with pytest.raises(ValueError, match="was trained by another method, CoOp; this is CoCoOp"):
             trained(tmp_path, model=make_model(method="cocoop"), resume_from_checkpoint="True")
 
     def test_another_optimizer_is_refused(self, tmp_path):

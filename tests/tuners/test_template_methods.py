@@ -95,7 +95,7 @@ class TestParity:
         output.loss.backward()
         assert relative_error(output.logits, tensors["logits"]) < 1e-5
         assert relative_error(output.loss, tensors["cross_entropy"]) < 1e-5
-        assert relative_error(learner(model).ctx.grad, tensors["ctx_grad"]) < 1e-5
+        assert relative_error(learner(model).ctx.grad, tensors["ctx_grad"]) < PROGRAD_ROUNDING
         assert relative_error(learner(model).ctx.grad, tensors["ce_grad"]) > 1e-2
 
     @methods
@@ -126,10 +126,11 @@ class TestParity:
             ),
         }
         for way, gradient in found.items():
-            assert relative_error(gradient, expected) < (1e-5 if method == "kgcoop" else PROGRAD_ROUNDING), way
-            assert specific or relative_error(gradient, tensors["ctx_grad"]) < 1e-5, way
+            tolerance = 1e-5 if method == "kgcoop" else PROGRAD_ROUNDING
+            assert relative_error(gradient, expected) < tolerance, way
+            assert specific or relative_error(gradient, tensors["ctx_grad"]) < tolerance, way
         parts = torch.stack([found["accumulated"], found["one batch"]])
-        assert relative_error(*parts) < (1e-6 if method == "kgcoop" else 1e-5)
+        assert relative_error(*parts) < (3e-6 if method == "kgcoop" else 1e-5)
 
     def test_prograd_merged_part_by_part_would_be_another_gradient(self):
         """So that the tests of accumulation and of processes can fail."""
@@ -152,7 +153,7 @@ class TestParity:
             terms = plain(recorded_model(method, specific), tensors["pixel_values"], tensors["labels"])
             gradient, tolerance = found[f"{method}_{specific}"], 1e-5 if method == "kgcoop" else PROGRAD_ROUNDING
             assert relative_error(gradient, expected_gradient(method, terms)) < tolerance
-            assert specific or relative_error(gradient, tensors["ctx_grad"]) < 1e-5
+            assert specific or relative_error(gradient, tensors["ctx_grad"]) < tolerance
 
     @methods
     def test_transformers_trainer_takes_the_same_step(self, method, tmp_path):

@@ -243,10 +243,13 @@ def load_checkpoint(
 
 
 def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = read_adapter_config(str(checkpoint)).to_dict(), model.prompt_config.to_dict()
+    trained = read_adapter_config(str(checkpoint))
+    old, new = trained.to_dict(), model.prompt_config.to_dict()
     where = f"checkpoint {str(checkpoint)!r}"
     if old["peft_type"] != new["peft_type"]:
-        raise ValueError(f"{where} was trained by another method, {old['peft_type']}; this is {new['peft_type']}")
+        raise ValueError(
+            f"{where} was trained by another method, {trained.label}; this is {model.prompt_config.label}"
+        )
     if old["classnames"] != new["classnames"]:
         differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classnames"], new["classnames"], strict=False) if a != b]
         raise ValueError(

@@ -45,7 +45,7 @@ class PromptRun:
         key, clip = (dataset._fingerprint, views), self.model.clip
         versions = tensor_versions(clip.vision_model) + tensor_versions(clip.visual_projection)
         if key not in self._embeds or self._embeds[key][0] != versions:
-            own = own_share(self.accelerator, len(dataset))
+            own = own_share(self.accelerator, len(dataset)) or range(0)  # `select` refuses an empty range at the end
             embeds = encode_images(
                 self.model,
                 dataset.select(own) if self.accelerator.num_processes > 1 else dataset,
