@@ -215,9 +215,10 @@ def run_frozen_layers(
 def frozen_layers(encoder: nn.Module) -> list[FrozenLayer] | None:
     """The layers of a `CLIPEncoder` for `run_frozen_layers`; none where the modules themselves must run.
 
-    That is where a weight wants a gradient, where `torch.export` traces, whose tensors have no addresses, where a module
-    has hooks or was replaced (LoRA, quantisation, pruning), and where activations are to be recomputed. Made once for
-    each state of the weights and dtype: joined weights, and under autocast those of lower precision, take memory.
+    That is where a weight wants a gradient, where `torch.export` traces, whose tensors have no addresses, where a
+    module has hooks or was replaced (LoRA, quantisation, pruning), and where activations are to be recomputed. Made
+    once for each state of the weights and dtype: joined weights, and under autocast those of lower precision, take
+    memory.
     """
     if torch.compiler.is_compiling():
         return None
