@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..encoding.image_encoder import encode_pixels
 from ..version import __version__
 from .crops import random_view
 from .folders import file_state
@@ -125,13 +126,12 @@ def _map_tower(
         ) from error
 
 
-@torch.no_grad()
 def _tower(model: HFCoOp, pixels: torch.Tensor) -> torch.Tensor:
     clip = model.clip
     was_training = clip.training
     clip.eval()
     try:
-        return clip.get_image_features(pixel_values=pixels.to(clip.device, clip.dtype)).pooler_output.float().cpu()
+        return encode_pixels(clip, pixels.to(clip.device, clip.dtype)).float().cpu()
     finally:
         clip.train(was_training)
 

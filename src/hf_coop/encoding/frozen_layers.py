@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,11 +20,19 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoder, CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPEncoder,
+    CLIPEncoderLayer,
+    CLIPVisionEmbeddings,
+    CLIPVisionModel,
+)
 
 from .attention import AttentionPlan, attend, attend_backward
 
 aten = torch.ops.aten
+Attention = Callable[[torch.Tensor, float], tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
 ONEDNN_LINEAR = (
     torch.ops.mkldnn._linear_pointwise.default
     if platform.machine().lower() in ("x86_64", "amd64")
@@ -48,7 +58,10 @@ ACTIVATIONS = {
     QuickGELUActivation: Activation(1.702, F.silu, aten.silu_backward),  # x * sigmoid(1.702 * x)
     GELUActivation: Activation(1.0, F.gelu, aten.gelu_backward),
 }
-MODULES = {CLIPEncoder, nn.ModuleList, CLIPEncoderLayer, CLIPAttention, CLIPMLP, nn.Linear, nn.LayerNorm, *ACTIVATIONS}
+MODULES = {
+    *(CLIPVisionModel, CLIPVisionEmbeddings, nn.Conv2d, nn.Embedding),
+    *(CLIPEncoder, nn.ModuleList, CLIPEncoderLayer, CLIPAttention, CLIPMLP, nn.Linear, nn.LayerNorm, *ACTIVATIONS),
+}
 
 
 class Linear(NamedTuple):
@@ -59,14 +72,15 @@ class Linear(NamedTuple):
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs @ weight.T + bias`."""
-        return _product(inputs, self.weight, self.bias)
+        return product(inputs, self.weight, self.bias)
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of the inputs."""
-        return _product(gradient, self.weight.mT, None)
+        return product(gradient, self.weight.mT)
 
 
-def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`inputs @ weight.T + bias`, by what is fastest here."""
     if ONEDNN_LINEAR and inputs.dtype == torch.float32 and inputs.device.type == "cpu":
         return ONEDNN_LINEAR(inputs, weight, bias, "none", [], "")
     return F.linear(inputs, weight, bias)
@@ -134,19 +148,20 @@ class FrozenLayer(NamedTuple):
         )
 
     def forward(
-        self, hidden: torch.Tensor, plan: AttentionPlan, queries: torch.Tensor | None
+        self, hidden: torch.Tensor, attention: Attention, queries: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The layer's result, and what `backward` needs.
 
         Args:
             hidden (`torch.Tensor` of shape `(tokens, dim)`).
-            plan (`AttentionPlan`): of the attention.
+            attention (`Callable`): from `(tokens, 3, heads, head_dim)` and the scaling to `(queries, heads, head_dim)`
+                and what the backward pass of attention needs.
             queries (`torch.Tensor`, *optional*): the numbers of the tokens that are asked for; all without.
         """
         dtype = self.qkv.weight.dtype
         normed, *statistics1 = self.norm1(hidden)
         qkv = self.qkv(normed.to(dtype)).view(len(hidden), 3, self.heads, -1)
-        attended, states = attend(qkv, self.scaling, plan)
+        attended, states = attention(qkv, self.scaling)
         asked = hidden if queries is None else hidden[queries]
         middle = asked + self.out(attended.flatten(1))
         normed, *statistics2 = self.scaled_norm2(middle)
@@ -183,8 +198,8 @@ class _FrozenLayers(torch.autograd.Function):
     ) -> torch.Tensor:
         kept: list[torch.Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
-            for layer, plan in zip(layers, plans, strict=True):
-                hidden, tensors = layer.forward(hidden, *plan)
+            for layer, (plan, queries) in zip(layers, plans, strict=True):
+                hidden, tensors = layer.forward(hidden, partial(attend, plan=plan), queries)
                 if ctx.needs_input_grad[0]:
                     kept.extend(tensors)
         ctx.layers, ctx.plans = layers, plans
@@ -215,25 +230,43 @@ def run_frozen_layers(
 def frozen_layers(encoder: nn.Module) -> list[FrozenLayer] | None:
     """The layers of a `CLIPEncoder` for `run_frozen_layers`; none where the modules themselves must run.
 
-    That is where a weight wants a gradient, where `torch.export` traces, whose tensors have no addresses, where a
-    module has hooks or was replaced (LoRA, quantisation, pruning), and where activations are to be recomputed. Made
-    once for each state of the weights and dtype: joined weights, and under autocast those of lower precision, take
-    memory.
+    Made once for each state of the weights and dtype: joined weights, and under autocast those of lower precision,
+    take memory.
     """
-    if torch.compiler.is_compiling():
+    if not can_run_frozen(encoder):
         return None
-    parameters = list(encoder.parameters())
-    if not all(map(_is_plain, encoder.modules())) or any(x.requires_grad for x in parameters):
-        return None
-    device_type = parameters[0].device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else parameters[0].dtype
-    state = dtype, tensor_versions(encoder)
+    state = product_dtype(encoder), tensor_versions(encoder)
     known = _FROZEN.get(encoder)
     if known is None or known[0] != state:
-        with torch.inference_mode(False), torch.no_grad():  # else they could not be used in training later
-            layers = [FrozenLayer.of(layer, dtype) for layer in encoder.layers]
-        known = _FROZEN[encoder] = state, layers, [x.detach() for x in parameters]  # alive, so addresses stay theirs
+        addresses = [x.detach() for x in encoder.parameters()]  # theirs alone as long as these live
+        known = _FROZEN[encoder] = state, make_frozen_layers(encoder), addresses
     return known[1]
+
+
+def make_frozen_layers(encoder: nn.Module) -> list[FrozenLayer]:
+    """The layers of a `CLIPEncoder`, not kept."""
+    with torch.inference_mode(False), torch.no_grad():  # else they could not be used in training later
+        return [FrozenLayer.of(layer, product_dtype(encoder)) for layer in encoder.layers]
+
+
+def can_run_frozen(*modules: nn.Module) -> bool:
+    """Whether layers may run without their modules' own forward.
+
+    Not where a weight wants a gradient, where a module has hooks or was replaced (LoRA, quantisation, pruning), where
+    activations are to be recomputed, or where `torch.export` traces, whose tensors have no addresses.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for module in modules for x in module.parameters()):
+        return False
+    return all(map(_is_plain, chain.from_iterable(module.modules() for module in modules)))
+
+
+def product_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of products with the weights of `module`: that of autocast where it is on, else their own."""
+    weight = next(module.parameters())
+    device_type = weight.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
 
 
 _FROZEN: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
