@@ -265,7 +265,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         """
         pooled = self.prompt_layer.encode_classes(image_embeds)
         if torch.compiler.is_compiling():  # `torch.export`, whose tensors hold no values
-            return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
+            return self.project(pooled)
         versions = tensor_versions(self.clip.text_projection)
         if self._embeds_cache is not None and self._embeds_cache[0] is pooled and self._embeds_cache[1] == versions:
             return self._embeds_cache[2]

@@ -75,7 +75,7 @@ class BatchGradients:
                 logits, losses = self.model.logits_and_losses(**inputs)
                 losses = (self._regularised(losses[0], logits, inputs["labels"], None), *losses[1:])
             weight *= own / size
-            self._add(self._gradients(losses, weight, self.parameters))
+            _accumulate(self._sums, self._gradients(losses, weight, self.parameters))
             return self._measured(logits, losses, inputs["labels"], weight)
         return self._add_through_classes(*self._all_images(inputs, size), weight)
 
@@ -114,7 +114,7 @@ class BatchGradients:
                 )
             # What does not go through the classes is the same in all processes, which are summed in the end.
             sums[number] = [a + b / processes for a, b in zip(through, direct, strict=True)]
-        self._add(sums)
+        _accumulate(self._sums, sums)
         return measured / processes
 
     def _embed_classes(self, part: PromptLayout) -> torch.Tensor:
@@ -158,9 +158,6 @@ class BatchGradients:
     ) -> torch.Tensor:
         hits = (logits.argmax(-1) == labels).float().mean()
         return weight * torch.stack([losses[0].detach(), hits])
-
-    def _add(self, gradients: Sequence[Sequence[torch.Tensor]]) -> None:
-        _accumulate(self._sums, gradients)
 
     def merge(self) -> None:
         """Give each parameter its gradient over all that was added in all processes, and begin anew."""
