@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import CLIPModel
 
 from hf_coop import HFCoOp
 from hf_coop.data import load_image_folder
-from hf_coop.data.features import CachedImages, FreshCrops, encode_images
+from hf_coop.data.features import CachedImages, FreshCrops, encode_images, feature_dtype, made_ahead
 
 
 @pytest.fixture
@@ -92,6 +93,44 @@ class TestValues:
         (tmp_path / "images" / "cat" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
         with pytest.raises(ValueError, match=r"cannot read .*cat/cut\.jpg"):
             encode_images(model, load_image_folder(tmp_path / "images"))
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_in_lower_precision(self, model, dataset, towers, dtype):
+        exact = encode_images(model, dataset, dtype="float32")
+        towers.clear()
+        found = encode_images(model, dataset, dtype=dtype)
+        assert towers, "the features in another precision are not those in the cache"
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, exact)
+        assert torch.cosine_similarity(found, exact, dim=-1).min() > 0.999
+
+    def test_a_model_in_lower_precision_keeps_its_own(self, clip, dataset):
+        half = HFCoOp.from_clip(clip.bfloat16(), CLASSNAMES, n_ctx=2)
+        assert encode_images(half, dataset).isfinite().all()
+        assert feature_dtype(half.clip, "auto") is torch.bfloat16
+        with pytest.raises(ValueError, match=r"feature_dtype='float32'.*weights are torch.bfloat16"):
+            encode_images(half, dataset, dtype="float32")
+
+    def test_an_unknown_precision(self, model, dataset):
+        with pytest.raises(ValueError, match=r"must be one of auto, .*got 'int8'"):
+            encode_images(model, dataset, dtype="int8")
+
+    def test_the_next_images_are_read_meanwhile(self):
+        """The second is made before the first one's work is done, the third not before it is asked for."""
+        second = threading.Event()
+        made: list[int] = []
+
+        def make(number: int) -> int:
+            made.append(number)
+            if number == 2:
+                second.set()
+            return number * 10
+
+        results = made_ahead(make, [1, 2, 3])
+        assert next(results) == 10
+        assert second.wait(10)
+        assert made == [1, 2]
+        assert list(results) == [20, 30]
 
     def test_the_models_mode_is_left(self, model, dataset):
         model.train()

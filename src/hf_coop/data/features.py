@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from .sources import decode_image, encoded_images
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL import Image
+    from transformers import CLIPModel
 
     from ..modeling import HFCoOp
 
 CACHE_FOLDER = "hf_coop_features"
+FEATURE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+T, R = TypeVar("T"), TypeVar("R")
 
 
 def encode_images(
@@ -35,12 +38,13 @@ def encode_images(
     seed: int = 0,
     first: int = 0,
     batch_size: int = 128,
+    dtype: str = "auto",
 ) -> torch.Tensor:
     """Features of every image, from the cache where they were computed before.
 
     The cache is a file of `datasets`, named by a hash of all that the features depend on: the images (not their
-    labels), the weights and settings of the image tower, the processor, the views and their seed. So a second run
-    starts at once, and any change computes anew.
+    labels), the weights, settings and precision of the image tower, the processor, the views and their seed. So a
+    second run starts at once, and any change computes anew. The next images are read while the tower works.
 
     Args:
         model ([`HFCoOp`]): gives the tower and the image processor.
@@ -50,67 +54,111 @@ def encode_images(
         seed (`int`): of the crops.
         first (`int`): the number of the first image, where the data set is a part of a larger one: crops depend on it.
         batch_size (`int`): views through the tower at a time.
+        dtype (`str`): of the tower's products, as in [`feature_dtype`].
 
     Returns:
         `torch.Tensor` of shape `(N, views, D)` on the CPU, in fp32, not normalised.
 
     Raises:
-        ValueError: an image cannot be read; its path is named.
+        ValueError: an image cannot be read; its path is named. Or the tower cannot work in that precision.
         OSError: the cache cannot be written.
     """
     if "image_embeds" in dataset.column_names:
         return torch.tensor(np.asarray(dataset["image_embeds"][:], dtype=np.float32))[:, None]
     if not len(dataset):  # the share of a process of many
         return torch.zeros(0, views, model.clip.config.projection_dim)
-    fingerprint = features_fingerprint(model, dataset, views, random, seed, first)
-    encoded = _map_tower(model, dataset, views, random, seed, first, batch_size, fingerprint)
+    computed = feature_dtype(model.clip, dtype)
+    fingerprint = features_fingerprint(model, dataset, views, random, seed, first, computed)
+    images = encoded_images(dataset)
+
+    def pixels_of(rows: range) -> torch.Tensor:  # (len(rows) * views, 3, H, W)
+        cells, numbers = images[rows.start : rows.stop]["image"], [first + row for row in rows]
+        pictures = [decode_image(cell, number) for cell, number in zip(cells, numbers, strict=True)]
+        if not random:
+            return model.image_processor(images=pictures, return_tensors="pt").pixel_values
+        numbered = zip(pictures, numbers, strict=True)
+        crops = [
+            random_crop(model, image, [seed, number, view]) for image, number in numbered for view in range(views)
+        ]
+        return crops_to_pixels(model, crops)
+
+    encoded = _map_tower(model, images, pixels_of, max(1, batch_size // views), views, computed, fingerprint)
     embeds = encoded.with_format("numpy")["image_embeds"][:]  # (N, views * D)
     return torch.from_numpy(np.array(embeds, dtype=np.float32)).unflatten(1, (views, -1))
 
 
+def feature_dtype(clip: CLIPModel, name: str) -> torch.dtype:
+    """The dtype in which the image tower multiplies.
+
+    Args:
+        clip (`CLIPModel`): on the device that it will work on.
+        name (`str`): "float32", "bfloat16", "float16"; or "auto": bfloat16 where the processor has matrix units for it
+            (AMX on CPUs, CUDA from Ampere on), else the dtype of the weights. Weights in lower precision keep theirs.
+
+    Raises:
+        ValueError: there is no such dtype, or the weights are in lower precision than asked for.
+    """
+    if name not in FEATURE_DTYPES:
+        raise ValueError(f"feature_dtype must be one of {', '.join(FEATURE_DTYPES)}, got {name!r}")
+    if name == "auto":
+        return torch.bfloat16 if clip.dtype == torch.float32 and _has_bf16_units(clip.device) else clip.dtype
+    asked = getattr(torch, name)
+    if clip.dtype not in (torch.float32, asked):
+        raise ValueError(
+            f"feature_dtype={name!r}, but the model's weights are {clip.dtype}: load it in float32, or use auto"
+        )
+    return asked
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def made_ahead(make: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`make` of each item, the next one made in a thread of its own while the caller works on this one."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(make, items[0])
+        for item in items[1:]:
+            made, ahead = ahead.result(), thread.submit(make, item)
+            yield made
+        yield ahead.result()
+
+
 def _map_tower(
     model: HFCoOp,
-    dataset: Dataset,
-    views: int,
-    random: bool,
-    seed: int,
-    first: int,
+    images: Dataset,
+    pixels_of: Callable[[range], torch.Tensor],
     batch_size: int,
+    views: int,
+    dtype: torch.dtype,
     fingerprint: str,
 ) -> Dataset:
+    """The features of all images as a data set in the cache, computed unless it is there."""
     from datasets import Features, List, Value, config, is_caching_enabled
     from pyarrow import ArrowInvalid
-
-    def encode(cells: Sequence[dict[str, Any]], indices: Sequence[int]) -> dict[str, np.ndarray]:
-        rows = [first + index for index in indices]
-        images = [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
-        if random:
-            crops = [
-                random_crop(model, image, [seed, row, view])
-                for image, row in zip(images, rows, strict=True)
-                for view in range(views)
-            ]
-            pixels = crops_to_pixels(model, crops)
-        else:
-            pixels = model.image_processor(images=images, return_tensors="pt").pixel_values
-        return {"image_embeds": _tower(model, pixels).reshape(len(rows), -1).numpy()}
 
     # Data sets in memory have no cache folder of their own, so all features go to one place.
     cache_file = Path(config.HF_DATASETS_CACHE) / CACHE_FOLDER / f"{fingerprint}.arrow"
     width = views * model.clip.config.projection_dim
-    mapping = partial(
-        encoded_images(dataset).map,
-        encode,
-        input_columns="image",
-        with_indices=True,
-        batched=True,
-        batch_size=max(1, batch_size // views),
-        remove_columns="image",
-        features=Features({"image_embeds": List(Value("float32"), length=width)}),
-        new_fingerprint=fingerprint,
-        cache_file_name=str(cache_file) if is_caching_enabled() else None,
-        desc="Encoding images",
-    )
+    batches = [range(len(images))[start : start + batch_size] for start in range(0, len(images), batch_size)]
+
+    def mapping() -> Dataset:
+        pixels = made_ahead(pixels_of, batches)
+        return images.map(
+            lambda rows: {"image_embeds": _tower(model, next(pixels), dtype).reshape(len(rows), -1).numpy()},
+            input_columns=[],
+            with_indices=True,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns="image",
+            features=Features({"image_embeds": List(Value("float32"), length=width)}),
+            new_fingerprint=fingerprint,
+            cache_file_name=str(cache_file) if is_caching_enabled() else None,
+            desc="Encoding images",
+        )
+
     try:
         if is_caching_enabled():
             cache_file.parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +174,13 @@ def _map_tower(
         ) from error
 
 
-def _tower(model: HFCoOp, pixels: torch.Tensor) -> torch.Tensor:
-    clip = model.clip
+def _tower(model: HFCoOp, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    clip, kind = model.clip, model.clip.device.type
     was_training = clip.training
     clip.eval()
     try:
-        return encode_pixels(clip, pixels.to(clip.device, clip.dtype)).float().cpu()
+        with torch.autocast(kind, dtype, enabled=dtype != clip.dtype):
+            return encode_pixels(clip, pixels.to(clip.device, clip.dtype)).float().cpu()
     finally:
         clip.train(was_training)
 
@@ -148,13 +197,15 @@ def crops_to_pixels(model: HFCoOp, crops: Sequence[Image.Image]) -> torch.Tensor
     return processed.pixel_values
 
 
-def features_fingerprint(model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, first: int = 0) -> str:
+def features_fingerprint(
+    model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, first: int, dtype: torch.dtype
+) -> str:
     """A hash of all that the features of `dataset` depend on."""
     from datasets.fingerprint import Hasher
 
     clip = model.clip
     crops = {"views": views, "seed": seed, "first": first} if random else "processor"
-    settings = [clip.config.vision_config.to_dict(), model.image_processor.to_dict(), crops, __version__]
+    settings = [clip.config.vision_config.to_dict(), model.image_processor.to_dict(), crops, dtype, __version__]
     weights = weights_fingerprint(clip.vision_model, clip.visual_projection)
     return Hasher.hash([images_fingerprint(dataset), weights, repr(settings)])
 

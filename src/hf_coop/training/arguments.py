@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.features import FEATURE_DTYPES
 from ..encoding import DEFAULT_TEMPLATE, check_templates
 
 LBFGS = "lbfgs"
@@ -54,6 +55,8 @@ class CoOpTrainingArguments:
         dataloader_num_workers (`int`): processes that read and crop images with `image_views="online"`.
         image_views (`str`): "1": the processor's resize and centre crop; "N": N random crops an image, encoded once,
             of which each epoch draws one; "online": a fresh crop each step, through the image tower (the paper's).
+        feature_dtype (`str`): in which the image tower multiplies where features are kept: "auto" (bfloat16 where the
+            processor has matrix units for it, else that of the weights), "float32", "bfloat16" or "float16".
         learn_temperature (`bool`): also learn CLIP's `logit_scale`.
         seed (`int`): of the context's first values, the order of images, and the crops.
         bf16, fp16 (`bool`): mixed precision.
@@ -120,6 +123,10 @@ class CoOpTrainingArguments:
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that read images, with image_views=online."}
     )
+    feature_dtype: str = field(
+        default="auto",
+        metadata={"help": "Of cached image features: auto (bfloat16 where it is fast), float32, bfloat16, float16."},
+    )
     image_views: str = field(
         default="1", metadata={"help": "1: centre crop; N: N random crops an image; online: a fresh crop each step."}
     )
@@ -153,6 +160,7 @@ class CoOpTrainingArguments:
         check_templates(self.anchor_template or DEFAULT_TEMPLATE)
         self._check_choice("save_strategy", STRATEGIES)
         self._check_choice("eval_strategy", ("no", "epoch"))
+        self._check_choice("feature_dtype", FEATURE_DTYPES)
         for name in (
             "num_train_epochs",
             "per_device_train_batch_size",

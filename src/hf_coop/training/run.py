@@ -54,6 +54,7 @@ class PromptRun:
                 seed=self.args.seed,
                 first=own.start,
                 batch_size=self.args.per_device_eval_batch_size,
+                dtype=self.args.feature_dtype,
             )
             self._embeds[key] = versions, gather_shares(self.accelerator, embeds, len(dataset)).cpu()
         return self._embeds[key][1]
