@@ -228,6 +228,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             raise ValueError(f"the batch has no images: pixel_values has shape {tuple(pixel_values.shape)}")
         return self.clip.get_image_features(pixel_values=pixel_values, **kwargs)
 
+    @torch.compiler.disable  # inductor's backward pass can be run once, but several losses go back through the logits
     def logits_and_losses(
         self,
         pixel_values: torch.Tensor | None = None,
