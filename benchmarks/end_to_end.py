@@ -10,8 +10,8 @@
   given as well (the published code encodes the images anew in each step). At most 102 classes are run.
 
 Weights and image features are random. The prompts are real: the class names of EuroSAT, Oxford Flowers and ImageNet
-(two that ImageNet has twice are renamed) in CLIP's vocabulary, which is taken from the open_clip_torch wheel unless
-`--vocabulary` names the file. Each row is measured in a process of its own.
+in CLIP's vocabulary, which is taken from the open_clip_torch wheel unless `--vocabulary` names the file. Each row is
+measured in a process of its own.
 
 With `--whole_process` instead: the command `hf-coop train` on the embedded model, by each recipe, from folders of
 102 x 16 images to the finished prompt.
@@ -46,16 +46,15 @@ from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_coop import CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.data.benchmarks import published_classnames
 from hf_coop.demo import CLASSNAMES
 from hf_coop.training import starting_prompt
 
 DATASETS = {10: "eurosat", 102: "oxford_flowers", 1000: "imagenet"}
 SHOTS, BATCH = 16, 32
 EPOCHS = {10: 200, 102: 200, 1000: 50}
-VOCABULARY, MERGES = (
-    "bpe_simple_vocab_16e6.txt.gz",
-    49152 - 256 - 2,
-)  # of the merges in the file, CLIP uses so many
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2  # so many of those in the file are CLIP's
 PUBLISHED_CLASSES = 102  # at most, since 77 tokens for each of 1,000 classes take 35 GiB
 
 
@@ -99,7 +98,7 @@ class Stopwatch:
 def measure(way: str, n_classes: int, tokenizer: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row: seconds of each phase, text passes, tokens of a pass, and peak memory."""
     run_classes = min(n_classes, PUBLISHED_CLASSES) if way == "published" else n_classes
-    names = json.loads(Path(__file__).with_name("classnames.json").read_text())[DATASETS[n_classes]][:run_classes]
+    names = published_classnames(DATASETS[n_classes])[:run_classes]
     n_steps = EPOCHS[n_classes] * (SHOTS * n_classes // BATCH)
     images = random_features(run_classes, SHOTS * run_classes if way == "fast" else BATCH * args.steps)
     options: dict[str, Any] = {"recipe": "paper", "num_train_epochs": 2}  # the first one warms up

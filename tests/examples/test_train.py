@@ -172,10 +172,20 @@ def test_equal_class_names(data, tmp_path):
 class TestInterruption:
     def test_killed_at_any_moment_and_resumed(self, data, tmp_path, whole):
         """SIGKILL while checkpoints are written at each step, again and again, until a run comes through."""
-        out, kills, step = tmp_path / "out", 0, 0
-        arguments = command(out, data, "--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 1)
-        resume = [*arguments, "--resume_from_checkpoint", "True"]
-        for target in (1, 25, 60):
+        self.check_kills(command(tmp_path / "out", data), tmp_path / "out", whole, targets=(1, 25, 60))
+
+    def test_lbfgs_killed_at_any_moment_and_resumed(self, data, tmp_path):
+        options = ["--model_name_or_path", PARITY, "--train_dir", data / "train", "--num_shots", 4, "--output_dir"]
+        run([*map(str, options), str(tmp_path / "whole")])
+        out = tmp_path / "out"
+        self.check_kills([*map(str, options), str(out)], out, tmp_path / "whole", targets=(1, 20, 50))
+
+    @staticmethod
+    def check_kills(arguments: list[str], out: Path, whole: Path, targets: tuple[int, ...]) -> None:
+        kills, step = 0, 0
+        saving = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1"]
+        resume = [*arguments, *saving, "--resume_from_checkpoint", "True"]
+        for target in targets:
             process = subprocess.Popen(
                 [sys.executable, TRAIN, *resume], env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL
             )
