@@ -112,13 +112,19 @@ class TestLoss:
         data = embeds_dataset(23)
         return {"image_embeds": torch.tensor(data["image_embeds"][:]), "labels": torch.tensor(data["label"][:])}
 
-    @pytest.mark.parametrize("logits_at_a_time", [2**23, 1, 25])
-    def test_smoothing_and_anchor(self, inputs, tmp_path, monkeypatch, logits_at_a_time):
-        """Loss and gradients are those of the formula, in however many blocks the images come."""
+    @pytest.mark.parametrize(
+        ("shares_images", "logits_at_a_time"), [(False, 2**23), (False, 1), (False, 25), (True, 2**23)]
+    )
+    def test_smoothing_and_anchor(self, inputs, tmp_path, monkeypatch, shares_images, logits_at_a_time):
+        """Loss and gradients are those of the formula, in however many blocks the images come.
+
+        Also where processes share the images, as they do when the image tower is trained.
+        """
         monkeypatch.setattr(gradients, "LOGITS_AT_A_TIME", logits_at_a_time)
         model = make_model(learn_temperature=True)
         args = lbfgs(tmp_path, label_smoothing_factor=0.2, anchor_weight=0.3, anchor_template="a {}.")
         batch = BatchGradients(model, make_accelerator(args), args)
+        batch.shares_images = shares_images
         found = batch.add(inputs, 23)
         batch.merge()
         gradients_found = [parameter.grad.clone() for parameter in batch.parameters]
@@ -176,6 +182,10 @@ class TestRecipes:
             fill_in(CoOpTrainingArguments(recipe="fast"), config, 16)
         with pytest.raises(ValueError, match="optim='lbfgs' does not go with CoCoOp"):
             fill_in(CoOpTrainingArguments(optim="lbfgs"), config, 16)
+
+    def test_an_anchor_needs_embeddings_that_images_share(self):
+        with pytest.raises(ValueError, match=r"anchor_weight=0.5 holds class embeddings .* those of CoCoOp depend"):
+            fill_in(CoOpTrainingArguments(anchor_weight=0.5), CoCoOpConfig(classnames=["cat"]), 16)
 
     def test_where_the_context_starts(self):
         fast, paper = CoOpTrainingArguments(), CoOpTrainingArguments(recipe="paper")

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from ..encoding import DEFAULT_TEMPLATE, PromptLayout
+from ..encoding.image_encoder import encode_pixels
 from ..modeling import HFCoOp
 from .arguments import CoOpTrainingArguments
 from .processes import gather_parts, gather_shares, own_share
@@ -72,8 +73,9 @@ class BatchGradients:
         if self.shares_images:
             own = len(own_share(self.accelerator, size))
             with self.accelerator.autocast():
-                logits, losses = self.model.logits_and_losses(**inputs)
-                losses = (self._regularised(losses[0], logits, inputs["labels"], None), *losses[1:])
+                classes = None if self.model.prompt_config.depends_on_image else self.model.class_embeddings()
+                logits, losses = self.model.logits_and_losses(**inputs, class_embeds=classes)
+                losses = (self._regularised(losses[0], logits, inputs["labels"], classes), *losses[1:])
             weight *= own / size
             _accumulate(self._sums, self._gradients(losses, weight, self.parameters))
             return self._measured(logits, losses, inputs["labels"], weight)
@@ -84,7 +86,7 @@ class BatchGradients:
         if "image_embeds" in inputs:
             return inputs["image_embeds"], inputs["labels"]
         with torch.no_grad(), self.accelerator.autocast():
-            embeds = self.model.clip.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output.float()
+            embeds = encode_pixels(self.model.clip, inputs["pixel_values"]).float()
         own = len(own_share(self.accelerator, size))
         return tuple(gather_shares(self.accelerator, x[:own], size) for x in (embeds, inputs["labels"]))
 

@@ -24,14 +24,14 @@ PAPER_ARGUMENTS = {
     "label_smoothing_factor": 0.0,
     "anchor_weight": 0.0,
 }
-LBFGS_ARGUMENTS = {"max_text_passes": 100, "weight_decay": 0.0, "label_smoothing_factor": 0.0, "anchor_weight": 0.0}
+LBFGS_ARGUMENTS = {"max_text_passes": 100}
 STEP_ARGUMENTS = (  # of optimizers that take many steps; they mean nothing to L-BFGS
     *("num_train_epochs", "learning_rate", "per_device_train_batch_size", "warmup_epochs", "warmup_learning_rate"),
     *("momentum", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "dataloader_drop_last"),
 )
 BOTH_ARGUMENTS = (
     *("recipe", "optim", "weight_decay", "label_smoothing_factor", "anchor_weight", "anchor_template"),
-    *("image_views", "seed"),
+    *("image_views", "feature_dtype", "seed"),
 )
 
 
@@ -61,18 +61,21 @@ def fill_in(args: CoOpTrainingArguments, config: PromptConfig, num_shots: int) -
     Raises:
         ValueError: the method has no such recipe, or something was given that L-BFGS has no use for.
     """
-    name = recipe_name(args, config)
-    recipe = {**PAPER_ARGUMENTS, **config.default_recipe(num_shots)}
+    name, shots = recipe_name(args, config), max(1, num_shots)
+    recipe: dict[str, Any] = {**PAPER_ARGUMENTS, **config.default_recipe(shots)}
     if name == FAST:
-        recipe = {**LBFGS_ARGUMENTS, **(config.fast_recipe(max(1, num_shots)) or {})}
+        recipe |= {"weight_decay": 0.0, **(config.fast_recipe(shots) or {})}
     if (args.optim or recipe["optim"]) == LBFGS:
         check_lbfgs(args, config)
-        recipe = {name: value for name, value in {**LBFGS_ARGUMENTS, **recipe}.items() if name not in STEP_ARGUMENTS}
+        recipe = {key: value for key, value in recipe.items() if key not in STEP_ARGUMENTS} | LBFGS_ARGUMENTS
     elif args.max_text_passes is not None:
         raise ValueError(f"max_text_passes={args.max_text_passes} is of optim='lbfgs': give num_train_epochs instead")
-    else:
-        recipe = {**PAPER_ARGUMENTS, **config.default_recipe(num_shots), **recipe}
-    left_open = {name: value for name, value in recipe.items() if getattr(args, name) is None}
+    if args.anchor_weight and config.depends_on_image:
+        raise ValueError(
+            f"anchor_weight={args.anchor_weight} holds class embeddings that all images share, and those of "
+            f"{config.label} depend on the image: leave it out"
+        )
+    left_open = {key: value for key, value in recipe.items() if getattr(args, key) is None}
     return replace(args, **{"anchor_template": args.anchor_template or DEFAULT_TEMPLATE, **left_open, "recipe": name})
 
 
