@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CACHE_FOLDER = "hf_coop_features"
 FEATURE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def encode_images(

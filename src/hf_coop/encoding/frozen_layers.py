@@ -115,6 +115,7 @@ class FrozenLayer(NamedTuple):
     qkv: Linear
     out: Linear
     norm2: Norm
+    scaled_norm2: Norm  # so that the activation finds its inputs scaled
     fc1: Linear
     activation: Activation
     fc2: Linear
@@ -126,8 +127,8 @@ class FrozenLayer(NamedTuple):
         activation = ACTIVATIONS[type(mlp.activation_fn)]
         scale = activation.scale
 
-        def norm(module: nn.LayerNorm) -> Norm:
-            return Norm(module.weight, module.bias, module.eps)
+        def norm(module: nn.LayerNorm, scale: float = 1.0) -> Norm:
+            return Norm(module.weight * scale, module.bias * scale, module.eps)
 
         def linear(*modules: nn.Linear, scale: float = 1.0) -> Linear:
             weight = torch.cat([x.weight for x in modules]) if len(modules) > 1 else modules[0].weight
@@ -140,7 +141,8 @@ class FrozenLayer(NamedTuple):
             qkv=linear(attention.q_proj, attention.k_proj, attention.v_proj),
             out=linear(attention.out_proj),
             norm2=norm(layer.layer_norm2),
-            fc1=linear(mlp.fc1),
+            scaled_norm2=norm(layer.layer_norm2, scale),
+            fc1=linear(mlp.fc1, scale=scale),
             activation=activation,
             fc2=linear(mlp.fc2, scale=scale),
         )
@@ -162,9 +164,9 @@ class FrozenLayer(NamedTuple):
         attended, states = attention(qkv, self.scaling)
         asked = hidden if queries is None else hidden[queries]
         middle = asked + self.out(attended.flatten(1))
-        normed, *statistics2 = self.norm2(middle)
+        normed, *statistics2 = self.scaled_norm2(middle)
+        inner = self.fc1(normed.to(dtype))
         scale = self.activation.scale
-        inner = self.fc1(normed.to(dtype)).mul_(scale)  # in the weights it would be one more rounding of each
         result = torch.add(middle, self.fc2(self.activation.function(inner)), alpha=1 / scale)
         return result, (hidden, *statistics1, *states, middle, *statistics2, inner)
 
