@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, set_seed
 
-from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp, data
+from hf_coop import CoOpTrainingArguments, HFCoOp, data
 from hf_coop.demo import DEMO_CLIP
 from hf_coop.encoding import check_templates
-from hf_coop.evaluation import classification_metrics, plot_training_curves
+from hf_coop.evaluation import plot_training_curves
 from hf_coop.files import staged_folder
-from hf_coop.hub import METRICS
-from hf_coop.training import check_output_dir, starting_prompt
+from hf_coop.training import check_output_dir, describe_source, learn_prompt, starting_prompt, timed
 from hf_coop.tuners import config_class_of, make_prompt_arguments, prompt_options
 
 
@@ -67,65 +64,36 @@ class DataArguments:
         splits = data.load_image_splits(**{name: value for name, value in asdict(self).items() if name not in here})
         return data.subsample_classes(data.few_shot_splits(splits, self.num_shots, seed), self.subsample_classes)
 
-    def described(self) -> dict[str, Any]:
-        """What the model card says of the data."""
-        name = self.benchmark or Path(self.dataset_name or self.train_dir or "").name
-        facts = {"dataset_name": name, "dataset_id": None if name == "demo" else self.dataset_name}
-        return {**facts, "shots": self.num_shots or None, "zero_shot_template": self.zero_shot_template}
-
 
 def train(
     model_args: ModelArguments, prompt_args: Any, data_args: DataArguments, args: CoOpTrainingArguments
 ) -> dict[str, Any]:
     """Load, sample, train, evaluate, save; returns what `metrics.json` holds."""
     seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(time.perf_counter() - start, 3)
-
     check_templates(data_args.zero_shot_template)
-    args = replace(args, anchor_template=args.anchor_template or data_args.zero_shot_template)
     options = starting_prompt(args, config_class_of(prompt_args.method), prompt_options(prompt_args))
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     set_seed(args.seed)
-    with phase("loading"):
+    with timed(seconds, "loading"):
         splits = data_args.load(args.seed)
         classnames = data.classnames_of(splits["train"])
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
         model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
-    test = splits.get("test")
-    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
-    scores: dict[str, Any] = {}
-    with phase("features"):
-        trainer.encode_datasets()
-        if test is not None:
-            logits = model.zero_shot_logits(trainer.image_embeds(test)[:, 0], data_args.zero_shot_template)
-            guesses = logits.softmax(-1).cpu().numpy()
-            scores["zero_shot"] = classification_metrics(guesses, test["label"][:], classnames)
-    with phase("training"):
-        scores["training"] = trainer.train().metrics
-    with phase("evaluation"):
-        if trainer.eval_dataset is not None:
-            scores["validation"] = trainer.evaluate()
-        if test is not None:
-            scores["learned"] = trainer.evaluate(test)
-
-    results = {name: {m: scores[name][m] for m in METRICS} for name in ("zero_shot", "learned") if name in scores}
-    split = test and str(test.split or "test")  # folders and the embedded images do not say
-    model.card_details = replace(model.card_details, split=split, **data_args.described(), **results)
+    described = describe_source(data_args.train_dir, data_args.dataset_name, data_args.benchmark)
+    trainer, scores = learn_prompt(model, args, splits, data_args.zero_shot_template, **described)
     trainer.save_model()
+
+    seconds |= scores.pop("seconds")
     settings = {"model": vars(model_args), "prompt": vars(prompt_args), "data": vars(data_args)}
-    settings["training"] = args.to_dict()
+    settings["training"] = trainer.args.to_dict()
     metrics = {**scores, "seconds": seconds, "settings": settings, "classnames": classnames}
     if trainer.accelerator.is_main_process:
         with staged_folder(args.output_dir) as folder:
             Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             plot_training_curves(trainer.state.log_history, Path(folder, "training_curves.png"))
-        for name in results:
-            print(f"{name.replace('_', '-')} accuracy: {scores[name]['accuracy']:.2%} of {len(test)} test images")
+        for name in ("zero_shot", "learned") if "test" in splits else ():
+            accuracy, images = scores[name]["accuracy"], scores[name]["num_samples"]
+            print(f"{name.replace('_', '-')} accuracy: {accuracy:.2%} of {images} test images")
         print(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
     if args.push_to_hub:
         trainer.push_to_hub()

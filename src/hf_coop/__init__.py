@@ -11,12 +11,13 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .training.arguments import CoOpTrainingArguments as CoOpTrainingArguments
+    from .training.fit import fit as fit
     from .training.trainer import CoOpTrainer as CoOpTrainer
 
 
 def __getattr__(name: str) -> Any:
     """Training is imported when it is asked for: using a prompt needs neither accelerate nor datasets (PEP 562)."""
-    if name in ("CoOpTrainer", "CoOpTrainingArguments"):
+    if name in ("CoOpTrainer", "CoOpTrainingArguments", "fit"):
         from . import training
 
         return getattr(training, name)

@@ -33,7 +33,7 @@ TEST_SPLITS = ("test", "validation")  # where the test images are, unless told
 def load_image_splits(
     train_dir: str | os.PathLike[str] | None = None,
     test_dir: str | os.PathLike[str] | None = None,
-    dataset_name: str | os.PathLike[str] | None = None,
+    dataset_name: str | os.PathLike[str] | Dataset | Mapping[str, Dataset] | None = None,
     dataset_config_name: str | None = None,
     *,
     benchmark: str | None = None,
@@ -52,7 +52,7 @@ def load_image_splits(
     Args:
         train_dir, test_dir: folders with one sub-folder of images a class; or
         dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
-            "demo" for the embedded digits; or
+            "demo" for the embedded digits; or a `Dataset` (of training images) or `DatasetDict` itself; or
         benchmark (`str`): one of the papers' image sets, which is below `data_dir`; see [`load_benchmark`].
         dataset_config_name (`str`, *optional*): its configuration.
         train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
@@ -91,7 +91,7 @@ def load_image_splits(
         if "train" not in splits:
             raise ValueError(f"{benchmark} has test images alone: learn on another set, such as imagenet")
     else:
-        loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)  # type: ignore[arg-type]
+        loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)
         chosen = _choose_splits(loaded, train_split, validation_split, test_split)
         splits = DatasetDict(
             {name: _image_and_label(split, image_column_name, label_column_name) for name, split in chosen.items()}
@@ -106,10 +106,14 @@ def load_image_splits(
 
 
 def _load_dataset_dict(
-    name: str | os.PathLike[str], config_name: str | None, token: str | bool | None
+    name: str | os.PathLike[str] | Dataset | Mapping[str, Dataset], config_name: str | None, token: str | bool | None
 ) -> Mapping[str, Dataset]:
     from datasets import Dataset, load_dataset, load_from_disk
 
+    if isinstance(name, Dataset):
+        return {"train": name}
+    if isinstance(name, Mapping):
+        return name
     path = Path(name)
     saved_to_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if config_name is not None and (name == DEMO or path.is_file() or saved_to_disk):

@@ -2,6 +2,7 @@
 
 from .arguments import CoOpTrainingArguments
 from .checkpoints import check_output_dir, list_checkpoints, wants_resume
+from .fit import describe_source, fit, learn_prompt, timed
 from .recipes import starting_prompt
 from .trainer import CoOpTrainer
 
@@ -9,7 +10,11 @@ __all__ = [
     "CoOpTrainer",
     "CoOpTrainingArguments",
     "check_output_dir",
+    "describe_source",
+    "fit",
+    "learn_prompt",
     "list_checkpoints",
     "starting_prompt",
+    "timed",
     "wants_resume",
 ]

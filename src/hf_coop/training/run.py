@@ -59,6 +59,20 @@ class PromptRun:
             self._embeds[key] = versions, gather_shares(self.accelerator, embeds, len(dataset)).cpu()
         return self._embeds[key][1]
 
+    def evaluate_zero_shot(self, dataset: Dataset, template: str) -> dict[str, Any]:
+        """What [`evaluate`] measures, of CLIP with a hand-written prompt.
+
+        Args:
+            dataset (`datasets.Dataset`): with the model's classes.
+            template (`str`): with `{}` where the class name goes.
+
+        Raises:
+            ValueError: the data set or the template does not fit.
+        """
+        check_labelled_images(dataset, self.model.classnames)
+        logits = self.model.zero_shot_logits(self.image_embeds(dataset)[:, 0], template)
+        return classification_metrics(logits.softmax(-1).cpu().numpy(), dataset["label"][:], self.model.classnames)
+
     @torch.no_grad()
     def predict(self, dataset: Dataset) -> PredictionOutput:
         """Logits `(N, K)`, labels `(N,)` and metrics of a data set; several processes share the work.
