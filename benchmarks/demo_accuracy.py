@@ -19,10 +19,9 @@ import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional as F
 
 from hf_coop.demo import HAND_WRITTEN_TEMPLATES, load_digits_dataset
-from hf_coop.evaluation import linear_probe
+from hf_coop.evaluation import BASELINES, FewShotFeatures
 from hf_coop.experiments.demo import few_shot, make_trainer
 
 METHODS = {
@@ -50,15 +49,18 @@ def measure(shots: int, seed: int, on: str) -> dict[str, float]:
                 with redirect_stdout(StringIO()):  # its lines of progress
                     trainer.train()
                 result[name] = trainer.predict(test).metrics["accuracy"]
-        test_embeds, train_embeds = (F.normalize(trainer.image_embeds(split)[:, 0], dim=-1) for split in (test, train))
+        test_embeds, train_embeds = (trainer.image_embeds(split)[:, 0] for split in (test, train))
         by_template = [
             trainer.model.zero_shot_logits(test_embeds, template).argmax(-1).numpy() == labels
             for template in HAND_WRITTEN_TEMPLATES
         ]
         result["best of 15 hand-written prompts"] = float(max(hits.mean() for hits in by_template))
-        scale = trainer.model.clip.logit_scale.exp().item()
-        probed = linear_probe(scale * train_embeds.numpy(), np.asarray(train["label"][:]), scale * test_embeds.numpy())
-        result["linear probe"] = float((probed.argmax(1) == labels).mean())
+        model = trainer.model
+        features = FewShotFeatures(
+            train_embeds, train["label"][:], model.template_embeddings(HAND_WRITTEN_TEMPLATES[0]), model.logit_scale
+        )
+        probed = BASELINES["linear_probe"].fit(features)(test_embeds)
+        result["linear probe"] = float((probed.argmax(1).numpy() == labels).mean())
     return result
 
 

@@ -9,7 +9,6 @@ from conftest import CLASSNAMES
 from torch.nn import functional as F
 
 from hf_coop import HFCoOp
-from hf_coop.evaluation.baselines import linear_probe
 from hf_coop.evaluation.metrics import classification_metrics, expected_calibration_error
 
 NAMES = list("abcdefg")
@@ -89,11 +88,3 @@ class TestBaselines:
     def test_bad_templates(self, model, templates, message):
         with pytest.raises((TypeError, ValueError), match=message):
             model.template_embeddings(templates)
-
-    def test_linear_probe_tells_clusters_apart(self):
-        rng = np.random.default_rng(0)
-        labels = np.arange(30) % 3
-        embeds = np.eye(3)[labels] * 4 + rng.normal(size=(30, 3)) * 0.3
-        probabilities = linear_probe(embeds[:15], labels[:15], embeds[15:])
-        assert probabilities.shape == (15, 3)
-        assert (probabilities.argmax(1) == labels[15:]).all()

@@ -1,14 +1,19 @@
 """How good a prompt is, what it is compared with, and what it looks like."""
 
-from .baselines import linear_probe
+from .baselines import BASELINES, ENSEMBLES, Baseline
+from .few_shot_features import FewShotFeatures, Head
 from .figures import plot_training_curves
 from .metrics import classification_metrics, expected_calibration_error
 from .nearest_words import nearest_words
 
 __all__ = [
+    "BASELINES",
+    "ENSEMBLES",
+    "Baseline",
+    "FewShotFeatures",
+    "Head",
     "classification_metrics",
     "expected_calibration_error",
-    "linear_probe",
     "nearest_words",
     "plot_training_curves",
 ]
