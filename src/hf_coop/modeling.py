@@ -280,10 +280,11 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
 
     def template_embeddings(self, templates: str | Sequence[str] = DEFAULT_TEMPLATE) -> torch.Tensor:
-        """Class embeddings `(K, D)` of hand-written prompts instead, several averaged. Those asked for last are kept.
+        """Class embeddings `(K, D)` of hand-written prompts instead, normalised. Those asked for last are kept.
 
         Args:
-            templates: with `{}` where the class name goes: "a photo of a {}, a type of flower."
+            templates: with `{}` where the class name goes: "a photo of a {}, a type of flower."; several make an
+                ensemble.
 
         Raises:
             TypeError, ValueError: no template, one without `{}`, a prompt that is too long for the text tower, or no

@@ -9,6 +9,7 @@ from conftest import CLASSNAMES
 from torch.nn import functional as F
 
 from hf_coop import HFCoOp
+from hf_coop.encoding import template_embeddings
 from hf_coop.evaluation.metrics import classification_metrics, expected_calibration_error
 
 NAMES = list("abcdefg")
@@ -72,6 +73,16 @@ class TestBaselines:
         each = torch.stack([model.template_embeddings(template) for template in templates])
         expected = F.normalize(each.mean(0), dim=-1)
         torch.testing.assert_close(model.template_embeddings(templates), expected)
+
+    @pytest.mark.parametrize("template", ["a photo of a {}.", "{} texture.", "{}", "{} or {} in a video game"])
+    @pytest.mark.parametrize("names", [CLASSNAMES, ["one"], ["cat", "cat"], ["cat", "日本", "a 日 b"]])
+    def test_a_template_is_as_the_tower_encodes_its_prompts(self, clip, tokenizer, template, names):
+        """Also of characters that the vocabulary lacks: CLIP pools at the first end token."""
+        tokens = tokenizer([template.replace("{}", name.replace("_", " ")) for name in names], padding=True)
+        with torch.no_grad():
+            embeds = clip.get_text_features(**tokens.convert_to_tensors("pt")).pooler_output
+        found = template_embeddings(clip, tokenizer, names, template)
+        torch.testing.assert_close(found, F.normalize(embeds, dim=-1), rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("templates", "message"),

@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from .prompts import clean_classname
+from .prompts import PromptLayout, TokenizedClassnames, clean_classname
+from .text_encoder import encode_prompts
 
 DEFAULT_TEMPLATE = "a photo of a {}."
-PROMPTS_AT_A_TIME = 256
+PROMPTS_AT_A_TIME = 1024
 
 
 def check_templates(templates: str | Sequence[str]) -> list[str]:
@@ -40,9 +41,11 @@ def check_templates(templates: str | Sequence[str]) -> list[str]:
 def template_embeddings(
     clip: CLIPModel, tokenizer: Any, classnames: Sequence[str], templates: str | Sequence[str] = DEFAULT_TEMPLATE
 ) -> torch.Tensor:
-    """Class embeddings from hand-written templates; several are averaged per class (prompt ensembling).
+    """Class embeddings from hand-written templates; several make an ensemble (CLIP, arXiv 2103.00020, section 3.1.4).
 
-    In the model's own precision even where autocast is on, since nothing of it is computed more than once.
+    `w_k = normalise(mean over templates t of normalise(text(t, k)))`, one template after the other, what its prompts
+    share encoded once. In the model's own precision even where autocast is on, since nothing of it is computed more
+    than once.
 
     Args:
         clip (`CLIPModel`), tokenizer: any learned prompts in it are not used.
@@ -56,19 +59,26 @@ def template_embeddings(
         TypeError, ValueError: no template, one without `{}`, or a prompt that is too long for the text tower.
     """
     templates = check_templates(templates)
-    names = [clean_classname(name) for name in classnames]
-    prompts = [template.replace("{}", name) for template in templates for name in names]
-    room, embeds = clip.config.text_config.max_position_embeddings, []
-    for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
-        batch = prompts[start : start + PROMPTS_AT_A_TIME]
-        tokens = tokenizer(batch, padding=True, return_tensors="pt").to(clip.device)
-        if tokens.input_ids.shape[1] > room:
-            longest = batch[int(tokens.attention_mask.sum(1).argmax())]
-            raise ValueError(
-                f"the hand-written prompt {longest!r:.200} takes {tokens.input_ids.shape[1]} tokens, but the text "
-                f"tower has {room} positions: shorten the template or the class name"
-            )
-        with torch.autocast(clip.device.type, enabled=False):
-            embeds.append(clip.get_text_features(**tokens).pooler_output.float())
-    each = F.normalize(torch.cat(embeds), dim=-1).unflatten(0, (len(templates), len(names)))
-    return F.normalize(each.mean(0), dim=-1)
+    layouts = [_layout(clip, tokenizer, classnames, template) for template in templates]
+    tower = getattr(clip.text_model, "base_layer", clip.text_model)
+    no_context = torch.zeros(1, 0, tower.config.hidden_size, device=clip.device)
+    total = torch.zeros(len(classnames), clip.config.projection_dim, device=clip.device)
+    with torch.autocast(clip.device.type, enabled=False):
+        for layout in layouts:
+            pooled = encode_prompts(tower, layout, no_context, PROMPTS_AT_A_TIME)[0]
+            total += F.normalize(clip.text_projection(pooled).float(), dim=-1)
+    return F.normalize(total, dim=-1)
+
+
+def _layout(clip: CLIPModel, tokenizer: Any, classnames: Sequence[str], template: str) -> PromptLayout:
+    """The prompts of one template, each up to the first end token, where CLIP pools."""
+    prompts = [template.replace("{}", clean_classname(name)) for name in classnames]
+    ids = tokenizer(prompts)["input_ids"]
+    layout = PromptLayout.build(TokenizedClassnames([row[: row.index(row[-1]) + 1] for row in ids], []), n_ctx=0)
+    room = clip.config.text_config.max_position_embeddings
+    if layout.longest > room:
+        raise ValueError(
+            f"the hand-written prompt {prompts[layout.order[-1]]!r:.200} takes {layout.longest} tokens, but the text "
+            f"tower has {room} positions: shorten the template or the class name"
+        )
+    return layout

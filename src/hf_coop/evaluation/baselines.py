@@ -9,7 +9,8 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,6 +25,13 @@ LINEAR_PROBE_ITERATIONS = 1000
 LINEAR_PROBE_C = 1.0  # without validation images
 LINEAR_PROBE_EXPONENTS = (6, 4, 2, 0, -2, -4, -6)  # of C
 LINEAR_PROBE_STEPS = 8
+GDA_ALPHA = 1.0  # without validation images
+GDA_ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+NO_VARIANCE = 1e-9  # of features of length 1: rounding
+TIP_ADAPTER_PAIR = 1.0, 5.5  # alpha, beta
+TIP_ADAPTER_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+TIP_ADAPTER_BETAS = (0.5, 1.0, 2.0, 5.5, 10.0, 20.0, 40.0)
+CLAP_TOLERANCE = 1e-5  # of the loss
 
 
 def linear_head(
@@ -45,8 +53,8 @@ def zero_shot(features: FewShotFeatures) -> Head:
 def linear_probe(features: FewShotFeatures) -> Head:
     """L2-regularised logistic regression on image features, as CoOp's paper compares with (arXiv 2109.01134).
 
-    scikit-learn's `LogisticRegression`, L-BFGS with at most 1,000 iterations, on the features before normalisation,
-    every view of a shot a sample. The inverse strength C of the regularisation is searched as in CoOp's code
+    scikit-learn's `LogisticRegression`, L-BFGS with at most 1,000 iterations, on the features before normalisation.
+    The inverse strength C of the regularisation is searched as in CoOp's code
     (`lpclip`): of 1e6, 1e4, …, 1e-6 the most accurate on the validation images, the largest of equals; then eight
     bisections in log space from a tenth to ten times that value, each keeping the half towards the better end, the
     lower one of equals. Without validation images C is 1.
@@ -59,7 +67,7 @@ def linear_probe(features: FewShotFeatures) -> Head:
     @cache
     def fit(exponent: float) -> tuple[Head, float]:
         head = _logistic_regression(features, 10.0**exponent)
-        return head, features.validation_accuracy(head)
+        return head, features.validation_accuracy(head(features.val_embeds))
 
     return fit(search_exponent(lambda exponent: fit(exponent)[1]))[0]
 
@@ -82,7 +90,7 @@ def _logistic_regression(features: FewShotFeatures, C: float) -> Head:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    embeds, labels = features.views
+    labels = features.train_labels
     present = labels.unique().tolist()
     weight = torch.zeros_like(features.text_embeds)
     bias = torch.full_like(weight[:, 0], -torch.inf)
@@ -91,10 +99,114 @@ def _logistic_regression(features: FewShotFeatures, C: float) -> Head:
         probe = LogisticRegression(C=C, max_iter=LINEAR_PROBE_ITERATIONS)
         with warnings.catch_warnings():  # what so many iterations give is what is compared with
             warnings.simplefilter("ignore", ConvergenceWarning)
-            probe.fit(embeds.cpu().numpy(), labels.cpu().numpy())
+            probe.fit(features.train_embeds.cpu().numpy(), labels.cpu().numpy())
         rows = present[1:] if len(present) == 2 else present  # of two classes, only the second has a row
         weight[rows], bias[rows] = (torch.from_numpy(found).to(weight) for found in (probe.coef_, probe.intercept_))
     return linear_head(weight, bias, normalize=False, C=C)
+
+
+def gda(features: FewShotFeatures) -> Head:
+    r"""Gaussian discriminant analysis beside zero-shot CLIP (arXiv 2402.04087, sections 3.1 and 3.2).
+
+    Classes are Gaussians of normalised image features with means mu_k, one covariance and equal priors, so that the
+    log-odds are linear: `w_k = P mu_k` and `b_k = -mu_k' P mu_k / 2`. Of n samples less their class's mean, with
+    covariance C, the precision is the published (Kubokawa and Srivastava's) estimate
+    `P = D * inverse((n - 1) * C + trace(C) * I)`. The logits are `zero-shot + alpha * (w_k' x + b_k)`.
+
+    alpha is the best on the validation images of 1e-4, 1e-3, …, 100, the smallest of equals, as published; without
+    validation images it is 1, at which the two add up as log-probabilities do.
+
+    A class without images has the mean of all classes. Where no class has two different images, as with one shot,
+    there is no covariance, and the logits are zero-shot's. (The published code takes ten random views of each shot.)
+    """
+    images, labels = features.images.double(), features.train_labels
+    counts = torch.bincount(labels, minlength=features.num_classes)[:, None]
+    means = images.new_zeros(features.text_embeds.shape).index_add_(0, labels, images) / counts
+    means[counts[:, 0] == 0] = means[counts[:, 0] > 0].mean(0)
+    centred = images - means[labels]
+    scatter = centred.mT @ centred
+    trace = scatter.trace() / max(1, len(centred) - 1)
+    if trace < NO_VARIANCE:
+        return zero_shot(features)
+    width = len(scatter)
+    regularised = scatter + trace * torch.eye(width).to(scatter)
+    weight = width * torch.linalg.solve(regularised, means.mT).mT
+    bias = -(weight * means).sum(-1) / 2
+
+    def mixed(alpha: float) -> Head:
+        mixture = features.zero_shot_weight + alpha * weight.float()
+        return linear_head(mixture, alpha * bias.float(), alpha=alpha)
+
+    if features.val_embeds is None:
+        return mixed(GDA_ALPHA)
+    return max(map(mixed, GDA_ALPHAS), key=lambda head: features.validation_accuracy(head(features.val_embeds)))
+
+
+def tip_adapter(features: FewShotFeatures) -> Head:
+    """Tip-Adapter without training (arXiv 2207.09519, equations 4 to 6): the shots as a key-value cache.
+
+    `logits = zero-shot + alpha * sum over shots i of exp(-beta * (1 - x' k_i)) * onehot(label_i)`, where x is the
+    normalised image feature and k_i that of a shot.
+
+    (alpha, beta) is (1, 5.5), as in the paper; another pair of `TIP_ADAPTER_ALPHAS` and `TIP_ADAPTER_BETAS` where that
+    is more accurate on the validation images. (The published code searches a denser grid, with another range for each
+    data set.)
+    """
+    keys, labels = features.images, features.train_labels
+
+    def cache_logits(embeds: torch.Tensor, beta: float) -> torch.Tensor:
+        affinity = (beta * (keys @ F.normalize(embeds, dim=-1).mT - 1)).exp()  # (N, B)
+        return affinity.new_zeros(features.num_classes, len(embeds)).index_add_(0, labels, affinity).mT
+
+    def head(alpha: float, beta: float) -> Head:
+        def logits(embeds: torch.Tensor) -> torch.Tensor:
+            return zero_shot_head(embeds) + alpha * cache_logits(embeds, beta)
+
+        return Head(logits, {"alpha": alpha, "beta": beta})
+
+    zero_shot_head = zero_shot(features)
+    best = TIP_ADAPTER_PAIR
+    if features.val_embeds is not None:
+        by_text = zero_shot_head(features.val_embeds)
+        by_cache = {beta: Head(partial(cache_logits, beta=beta))(features.val_embeds) for beta in TIP_ADAPTER_BETAS}
+        pairs = [best, *product(TIP_ADAPTER_ALPHAS, TIP_ADAPTER_BETAS)]
+        best = max(pairs, key=lambda pair: features.validation_accuracy(by_text + pair[0] * by_cache[pair[1]]))
+    return head(*best)
+
+
+def clap(features: FewShotFeatures) -> Head:
+    r"""A linear probe that starts at the class names and is kept near them (CLAP, arXiv 2312.12730, section 4).
+
+    Logits are `s * cos(image, w_k)` with `s = exp(logit_scale)`. From the class names' text features t_k, of length 1,
+    the weights move to the minimum of `mean cross-entropy + mean over k of lambda_k * s * |w_k - t_k|^2`, where
+    lambda_k is the mean probability that zero-shot CLIP gives class k on its own shots: what CLIP knows well stays as
+    it is. Nothing is searched, so validation images are not looked at. A class without images has `lambda_k = 1`.
+
+    The published code takes 300 epochs of SGD, on text features of the length that the tower gives them; L-BFGS goes
+    to the minimum directly, and the factor s makes the balance of the two terms independent of that length.
+    """
+    images, labels, text = features.images, features.train_labels, F.normalize(features.text_embeds, dim=-1)
+    one_hot = F.one_hot(labels, features.num_classes).to(images)  # (N, K)
+    zero_shot = F.linear(images, features.zero_shot_weight).softmax(-1)
+    counts = one_hot.sum(0)
+    multipliers = torch.where(counts > 0, (zero_shot * one_hot).sum(0) / counts.clamp(min=1), 1.0)
+
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = text.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weight], max_iter=100, tolerance_change=CLAP_TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            logits = features.logit_scale * F.linear(images, F.normalize(weight, dim=-1))
+            apart = (weight - text).square().sum(-1)  # (K,)
+            value = F.cross_entropy(logits, labels) + features.logit_scale * (multipliers * apart).mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+    return linear_head(features.logit_scale * F.normalize(weight.detach(), dim=-1))
 
 
 @dataclass(frozen=True)
@@ -130,4 +242,7 @@ BASELINES = {
     "ensemble_7": Baseline(zero_shot, "imagenet_7"),
     "ensemble_80": Baseline(zero_shot, "imagenet_80"),
     "linear_probe": Baseline(linear_probe),
+    "gda": Baseline(gda),
+    "tip_adapter": Baseline(tip_adapter),
+    "clap": Baseline(clap),
 }

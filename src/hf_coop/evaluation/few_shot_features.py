@@ -36,13 +36,12 @@ class FewShotFeatures:
     Test images have no place here, so no hyper-parameter can come from them.
 
     Args:
-        train_embeds (`torch.Tensor` of shape `(N, D)`, or `(N, V, D)` for V views of each image): projected image
-            features as [`encode_images`] gives them, not normalised.
+        train_embeds (`torch.Tensor` of shape `(N, D)`): projected image features, not normalised, one view an image.
         train_labels (`Sequence[int]`): the N classes, from 0 to K - 1. A class may have no images.
         text_embeds (`torch.Tensor` of shape `(K, D)`): class embeddings of hand-written prompts.
         logit_scale (`float` or `torch.Tensor`): log of the inverse softmax temperature, [`HFCoOp.logit_scale`].
-        val_embeds (`torch.Tensor` of shape `(M, D)`, or `(M, V, D)`, whose first view counts), val_labels
-            (`Sequence[int]`, *optional*): the few validation images that hyper-parameters are chosen on.
+        val_embeds (`torch.Tensor` of shape `(M, D)`), val_labels (`Sequence[int]`, *optional*): the few validation
+            images that hyper-parameters are chosen on.
 
     Raises:
         ValueError: no training images, shapes or numbers that do not fit each other, a label that is no class, or
@@ -69,19 +68,16 @@ class FewShotFeatures:
             raise ValueError("train_embeds has no images")
         self.val_embeds, self.val_labels = None, None
         if val_embeds is not None and val_labels is not None and len(val_labels):
-            views, self.val_labels = self._check_images("val", val_embeds, val_labels)
-            self.val_embeds = views[:, 0]
+            self.val_embeds, self.val_labels = self._check_images("val", val_embeds, val_labels)
         self.logit_scale = math.exp(float(logit_scale))
 
     def _check_images(
         self, name: str, embeds: torch.Tensor, labels: torch.Tensor | Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         classes, width = self.text_embeds.shape
-        embeds = embeds[:, None] if embeds.ndim == 2 else embeds
-        if embeds.ndim != 3 or embeds.shape[2] != width or not embeds.shape[1]:
+        if embeds.ndim != 2 or embeds.shape[1] != width:
             raise ValueError(
-                f"{name}_embeds must have {width} numbers an image, as text_embeds has, got shape "
-                f"{tuple(embeds.shape)}"
+                f"{name}_embeds must have shape (N, {width}), as wide as text_embeds, got {tuple(embeds.shape)}"
             )
         labels = torch.as_tensor(labels, dtype=torch.long, device=self.text_embeds.device)
         if labels.shape != embeds.shape[:1]:
@@ -99,24 +95,18 @@ class FewShotFeatures:
         return len(self.text_embeds)
 
     @property
-    def views(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every view of every shot on its own: features `(N * V, D)` and labels `(N * V,)`."""
-        return self.train_embeds.flatten(0, 1), self.train_labels.repeat_interleave(self.train_embeds.shape[1])
+    def images(self) -> torch.Tensor:
+        """The shots' features, normalised, `(N, D)`."""
+        return F.normalize(self.train_embeds, dim=-1)
 
     @property
     def zero_shot_weight(self) -> torch.Tensor:
         """`exp(logit_scale) * text_k / |text_k|`, `(K, D)`: CLIP's own classifier of normalised image features."""
         return self.logit_scale * F.normalize(self.text_embeds, dim=-1)
 
-    def validation_accuracy(self, head: Head) -> float:
-        """The share of the validation images that `head` puts right.
-
-        Raises:
-            ValueError: there are none.
-        """
-        if self.val_embeds is None:
-            raise ValueError("there are no validation images")
-        return float((head(self.val_embeds).argmax(-1) == self.val_labels).float().mean())
+    def validation_accuracy(self, logits: torch.Tensor) -> float:
+        """The share of the validation images that their logits `(M, K)` put right."""
+        return float((logits.argmax(-1) == self.val_labels).float().mean())
 
 
 def _check_finite(name: str, embeds: torch.Tensor) -> None:
