@@ -60,7 +60,7 @@ def accuracy(digits: SimpleNamespace, logits: torch.Tensor) -> float:
 
 def weights_of(head, width: int) -> torch.Tensor:
     """The weights `(K, D)` of a linear head without bias."""
-    return head(torch.eye(width)).mT
+    return head(torch.eye(width)).mT.contiguous()
 
 
 class TestAll:
@@ -225,24 +225,27 @@ class TestGDA:
 
 class TestTipAdapter:
     @staticmethod
-    def by_hand(digits: SimpleNamespace, images: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
-        images, keys = (F.normalize(embeds, dim=-1).double() for embeds in (images, digits.train))
-        logits = digits.scale.exp().double() * images @ digits.text.double().mT
-        for key, label in zip(keys, digits.train_labels.tolist(), strict=True):
+    def by_hand(features: FewShotFeatures, images: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+        images, keys = (F.normalize(embeds, dim=-1).double() for embeds in (images, features.train_embeds))
+        logits = features.logit_scale * images @ features.text_embeds.double().mT
+        for key, label in zip(keys, features.train_labels.tolist(), strict=True):
             logits[:, label] += alpha * torch.exp(-beta * (1 - images @ key))
         return logits
 
     def test_by_hand(self, digits):
-        head = tip_adapter(shots(digits))
+        features = shots(digits)
+        head = tip_adapter(features)
         assert head.settings == {"alpha": 1.0, "beta": 5.5}
-        expected = self.by_hand(digits, digits.test, 1.0, 5.5)
+        expected = self.by_hand(features, digits.test, 1.0, 5.5)
         torch.testing.assert_close(head(digits.test).double(), expected, rtol=1e-4, atol=1e-4)
 
     def test_settings_are_the_best_on_validation_images(self, digits):
-        def right(alpha: float, beta: float) -> int:
-            return int((self.by_hand(digits, digits.val, alpha, beta).argmax(-1) == digits.val_labels).sum())
+        features = shots(digits, count=2, validation=True)
 
-        found = tip_adapter(shots(digits, validation=True)).settings
+        def right(alpha: float, beta: float) -> int:
+            return int((self.by_hand(features, digits.val, alpha, beta).argmax(-1) == digits.val_labels).sum())
+
+        found = tip_adapter(features).settings
         best = max(right(alpha, beta) for alpha in TIP_ADAPTER_ALPHAS for beta in TIP_ADAPTER_BETAS)
         assert right(**found) == best > right(1.0, 5.5)
 

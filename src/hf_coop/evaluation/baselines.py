@@ -174,6 +174,8 @@ def tip_adapter(features: FewShotFeatures) -> Head:
     return head(*best)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def clap(features: FewShotFeatures) -> Head:
     r"""A linear probe that starts at the class names and is kept near them (CLAP, arXiv 2312.12730, section 4).
 
@@ -185,27 +187,26 @@ def clap(features: FewShotFeatures) -> Head:
     The published code takes 300 epochs of SGD, on text features of the length that the tower gives them; L-BFGS goes
     to the minimum directly, and the factor s makes the balance of the two terms independent of that length.
     """
-    images, labels, text = features.images, features.train_labels, F.normalize(features.text_embeds, dim=-1)
+    images, labels = features.images, features.train_labels.clone()  # inference mode's tensors have no gradients
+    text = F.normalize(features.text_embeds, dim=-1)
     one_hot = F.one_hot(labels, features.num_classes).to(images)  # (N, K)
-    zero_shot = F.linear(images, features.zero_shot_weight).softmax(-1)
+    probabilities = F.linear(images, features.zero_shot_weight).softmax(-1)
     counts = one_hot.sum(0)
-    multipliers = torch.where(counts > 0, (zero_shot * one_hot).sum(0) / counts.clamp(min=1), 1.0)
+    multipliers = torch.where(counts > 0, (probabilities * one_hot).sum(0) / counts.clamp(min=1), 1.0)
+    weight = text.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=100, tolerance_change=CLAP_TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
+    )
 
-    with torch.inference_mode(False), torch.enable_grad():
-        weight = text.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weight], max_iter=100, tolerance_change=CLAP_TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
-        )
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = features.logit_scale * F.linear(images, F.normalize(weight, dim=-1))
+        apart = (weight - text).square().sum(-1)  # (K,)
+        value = F.cross_entropy(logits, labels) + features.logit_scale * (multipliers * apart).mean()
+        value.backward()
+        return value
 
-        def loss() -> torch.Tensor:
-            optimizer.zero_grad()
-            logits = features.logit_scale * F.linear(images, F.normalize(weight, dim=-1))
-            apart = (weight - text).square().sum(-1)  # (K,)
-            value = F.cross_entropy(logits, labels) + features.logit_scale * (multipliers * apart).mean()
-            value.backward()
-            return value
-
-        optimizer.step(loss)
+    optimizer.step(loss)
     return linear_head(features.logit_scale * F.normalize(weight.detach(), dim=-1))
 
 
