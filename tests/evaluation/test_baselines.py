@@ -283,7 +283,7 @@ class TestCLAP:
 
         optimizer.step(closure)
         assert found < objective(text) - 0.05
-        assert float(found - objective(weight)) < 1e-4
+        assert found - objective(weight) < 1e-4
 
     def test_works_in_inference_mode(self, digits):
         with torch.inference_mode():

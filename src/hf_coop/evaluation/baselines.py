@@ -23,7 +23,7 @@ ENSEMBLES: dict[str, list[str]] = json.loads(Path(__file__).with_name("templates
 
 LINEAR_PROBE_ITERATIONS = 1000
 LINEAR_PROBE_C = 1.0  # without validation images
-LINEAR_PROBE_EXPONENTS = (6, 4, 2, 0, -2, -4, -6)  # of C
+LINEAR_PROBE_EXPONENTS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)  # of C
 LINEAR_PROBE_STEPS = 8
 GDA_ALPHA = 1.0  # without validation images
 GDA_ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
@@ -31,7 +31,7 @@ NO_VARIANCE = 1e-9  # of features of length 1: rounding
 TIP_ADAPTER_PAIR = 1.0, 5.5  # alpha, beta
 TIP_ADAPTER_ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 TIP_ADAPTER_BETAS = (0.5, 1.0, 2.0, 5.5, 10.0, 20.0, 40.0)
-CLAP_TOLERANCE = 1e-5  # of the loss
+CLAP_ITERATIONS = 50
 
 
 def linear_head(
@@ -54,10 +54,10 @@ def linear_probe(features: FewShotFeatures) -> Head:
     """L2-regularised logistic regression on image features, as CoOp's paper compares with (arXiv 2109.01134).
 
     scikit-learn's `LogisticRegression`, L-BFGS with at most 1,000 iterations, on the features before normalisation.
-    The inverse strength C of the regularisation is searched as in CoOp's code
-    (`lpclip`): of 1e6, 1e4, …, 1e-6 the most accurate on the validation images, the largest of equals; then eight
-    bisections in log space from a tenth to ten times that value, each keeping the half towards the better end, the
-    lower one of equals. Without validation images C is 1.
+    The inverse strength C of the regularisation is searched as in CoOp's code (`lpclip`): of 1e6, 1e4, …, 1e-6 the
+    most accurate on the validation images, the largest of equals; then eight bisections in log space from a tenth to
+    ten times that value, each keeping the half towards the better end, the lower one of equals. Without validation
+    images C is 1: the shots are too few to hold some back.
 
     A class without images has the logit -inf.
     """
@@ -106,7 +106,7 @@ def _logistic_regression(features: FewShotFeatures, C: float) -> Head:
 
 
 def gda(features: FewShotFeatures) -> Head:
-    r"""Gaussian discriminant analysis beside zero-shot CLIP (arXiv 2402.04087, sections 3.1 and 3.2).
+    r"""Gaussian discriminant analysis beside zero-shot CLIP (arXiv 2402.04087, section 3).
 
     Classes are Gaussians of normalised image features with means mu_k, one covariance and equal priors, so that the
     log-odds are linear: `w_k = P mu_k` and `b_k = -mu_k' P mu_k / 2`. Of n samples less their class's mean, with
@@ -119,7 +119,7 @@ def gda(features: FewShotFeatures) -> Head:
     A class without images has the mean of all classes. Where no class has two different images, as with one shot,
     there is no covariance, and the logits are zero-shot's. (The published code takes ten random views of each shot.)
     """
-    images, labels = features.images.double(), features.train_labels
+    images, labels = features.images.cpu().double(), features.train_labels.cpu()  # Apple's GPUs have no double
     counts = torch.bincount(labels, minlength=features.num_classes)[:, None]
     means = images.new_zeros(features.text_embeds.shape).index_add_(0, labels, images) / counts
     means[counts[:, 0] == 0] = means[counts[:, 0] > 0].mean(0)
@@ -132,10 +132,10 @@ def gda(features: FewShotFeatures) -> Head:
     regularised = scatter + trace * torch.eye(width).to(scatter)
     weight = width * torch.linalg.solve(regularised, means.mT).mT
     bias = -(weight * means).sum(-1) / 2
+    by_text = features.zero_shot_weight
 
     def mixed(alpha: float) -> Head:
-        mixture = features.zero_shot_weight + alpha * weight.float()
-        return linear_head(mixture, alpha * bias.float(), alpha=alpha)
+        return linear_head(by_text + (alpha * weight).to(by_text), (alpha * bias).to(by_text), alpha=alpha)
 
     if features.val_embeds is None:
         return mixed(GDA_ALPHA)
@@ -143,7 +143,7 @@ def gda(features: FewShotFeatures) -> Head:
 
 
 def tip_adapter(features: FewShotFeatures) -> Head:
-    """Tip-Adapter without training (arXiv 2207.09519, equations 4 to 6): the shots as a key-value cache.
+    """Tip-Adapter without training (arXiv 2207.09519, section 3): the shots as a key-value cache.
 
     `logits = zero-shot + alpha * sum over shots i of exp(-beta * (1 - x' k_i)) * onehot(label_i)`, where x is the
     normalised image feature and k_i that of a shot.
@@ -177,15 +177,16 @@ def tip_adapter(features: FewShotFeatures) -> Head:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def clap(features: FewShotFeatures) -> Head:
-    r"""A linear probe that starts at the class names and is kept near them (CLAP, arXiv 2312.12730, section 4).
+    r"""A linear probe that starts at the class names and is kept near them (CLAP, arXiv 2312.12730).
 
     Logits are `s * cos(image, w_k)` with `s = exp(logit_scale)`. From the class names' text features t_k, of length 1,
     the weights move to the minimum of `mean cross-entropy + mean over k of lambda_k * s * |w_k - t_k|^2`, where
     lambda_k is the mean probability that zero-shot CLIP gives class k on its own shots: what CLIP knows well stays as
     it is. Nothing is searched, so validation images are not looked at. A class without images has `lambda_k = 1`.
 
-    The published code takes 300 epochs of SGD, on text features of the length that the tower gives them; L-BFGS goes
-    to the minimum directly, and the factor s makes the balance of the two terms independent of that length.
+    The published code takes 300 epochs of SGD, on text features of the length that the tower gives them. L-BFGS goes
+    to the minimum directly, in at most 50 iterations, and the factor s makes the balance of the two terms independent
+    of that length.
     """
     images, labels = features.images, features.train_labels.clone()  # inference mode's tensors have no gradients
     text = F.normalize(features.text_embeds, dim=-1)
@@ -195,7 +196,7 @@ def clap(features: FewShotFeatures) -> Head:
     multipliers = torch.where(counts > 0, (probabilities * one_hot).sum(0) / counts.clamp(min=1), 1.0)
     weight = text.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight], max_iter=100, tolerance_change=CLAP_TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
+        [weight], max_iter=CLAP_ITERATIONS, tolerance_change=1e-5, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def loss() -> torch.Tensor:

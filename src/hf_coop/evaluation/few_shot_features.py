@@ -33,13 +33,14 @@ class Head:
 class FewShotFeatures:
     """What a baseline may look at: the shots, the class names' text features, and a few validation images.
 
-    Test images have no place here, so no hyper-parameter can come from them.
+    Test images have no place here, so no hyper-parameter comes from them: where the validation images are the test
+    images, as published for ImageNet, leave them out.
 
     Args:
         train_embeds (`torch.Tensor` of shape `(N, D)`): projected image features, not normalised, one view an image.
         train_labels (`Sequence[int]`): the N classes, from 0 to K - 1. A class may have no images.
         text_embeds (`torch.Tensor` of shape `(K, D)`): class embeddings of hand-written prompts.
-        logit_scale (`float` or `torch.Tensor`): log of the inverse softmax temperature, [`HFCoOp.logit_scale`].
+        logit_scale (`float` or `torch.Tensor`): log of the inverse softmax temperature, `CLIPModel.logit_scale`.
         val_embeds (`torch.Tensor` of shape `(M, D)`), val_labels (`Sequence[int]`, *optional*): the few validation
             images that hyper-parameters are chosen on.
 
