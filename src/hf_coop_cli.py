@@ -7,6 +7,7 @@ at once, and each command imports what it needs when it runs.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -42,9 +43,13 @@ DataDir = Annotated[
 
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
-    """What a user can mend is told on one line, without a traceback."""
+    """What a user can mend is told on one line, without a traceback; nothing where nobody reads on, as with `head`."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(128 + 13)  # as a shell tells of SIGPIPE
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -111,7 +116,8 @@ def predict(
     with _errors_as_messages():
         paths = find_images(images)
         model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
-        for path, result in tqdm(classify_files(model, paths, top_k, batch_size), total=len(paths), unit="image"):
+        results = classify_files(model, paths, top_k, batch_size)
+        for path, result in tqdm(results, total=len(paths), unit="image", disable=None):  # None: on a terminal alone
             failed = isinstance(result, ValueError)
             broken += failed
             if as_json:

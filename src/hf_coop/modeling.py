@@ -18,7 +18,7 @@ from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.utils import can_return_tuple
 
 from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, template_embeddings
-from .hub import CardDetails, HubMixin, load_clip
+from .hub import CardDetails, HubMixin, check_device, load_clip
 from .prediction import PredictionMixin
 from .tuners import PromptConfig, config_class_of
 from .tuners.layer import NO_ADAPTER, PromptLayer, tensor_versions
@@ -88,10 +88,11 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             config: further fields of the method's config, such as [`CoOpConfig`]: `n_ctx`, `ctx_init`, ….
 
         Raises:
-            TypeError, ValueError: bad class names or options, before anything is loaded where that can be known.
+            TypeError, ValueError: bad class names, options or device, before anything is loaded where it can be known.
             OSError: the model is not found.
         """
         peft_config = config_class_of(method)(classnames=check_classnames(classnames), **config)
+        check_device(device)
         if not isinstance(model, nn.Module):
             hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             model = load_clip(model, revision=revision, dtype=dtype or torch_dtype, **hub)

@@ -1,7 +1,7 @@
 """Adapters on disk and on the Hub: their files, base model, model card, and conversion of published checkpoints."""
 
 from .adapter_files import describe_adapter, fetch_adapter, read_adapter_config
-from .base_model import load_clip, load_image_processor
+from .base_model import check_device, load_clip, load_image_processor
 from .mixin import HubMixin
 from .model_card import METRICS, CardDetails
 from .publishing import push_folder
@@ -10,6 +10,7 @@ __all__ = [
     "METRICS",
     "CardDetails",
     "HubMixin",
+    "check_device",
     "describe_adapter",
     "fetch_adapter",
     "load_clip",

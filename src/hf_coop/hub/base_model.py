@@ -56,6 +56,17 @@ def load_clip(
     )
 
 
+def check_device(device: torch.device | str | None) -> None:
+    """Raise `ValueError` unless a model can be put on `device`; None leaves it where it is."""
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # of as many kinds as there are devices
+        why = f"{whole_message(error):.150}"
+        raise ValueError(f"no device {str(device)!r} here: {why}; leave it out, or give cpu") from error
+
+
 def load_image_processor(config: PromptConfig, clip: CLIPModel, **hub: Any) -> Any:
     """The image processor that belongs to `clip`."""
     name = clip.name_or_path or config.base_model_name_or_path

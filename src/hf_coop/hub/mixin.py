@@ -20,7 +20,7 @@ from ..evaluation import nearest_words
 from ..files import staged_folder
 from ..tuners import PromptConfig
 from .adapter_files import CARD_FILE, CONFIG_FILE, fetch_adapter, naming_file, read_adapter_config
-from .base_model import check_adapter_config, load_clip, load_image_processor
+from .base_model import check_adapter_config, check_device, load_clip, load_image_processor
 from .convert import read_checkpoint
 from .model_card import CardDetails, create_model_card
 from .publishing import push_folder
@@ -90,6 +90,7 @@ class HubMixin(Base):
             raise TypeError("from_pretrained takes the adapter's folder or repository first, then the CLIPModel")
         if config is not None and not isinstance(config, PromptConfig):
             raise TypeError(f"config must be the config of a method, such as CoOpConfig, got {config!r:.80}")
+        check_device(device)
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = fetch_adapter(model_id, revision=revision, subfolder=subfolder, **hub)
         saved = read_adapter_config(folder)
