@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from hf_coop.data import (
 )
 from hf_coop.data.checks import check_labelled_images
 from hf_coop.data.few_shot import class_counts
+from hf_coop.data.sources import check_images, encoded_images
 
 
 def colour(shade: int, size: tuple[int, int] = (8, 8)) -> PILImage.Image:
@@ -105,6 +107,36 @@ class TestFewShot:
         assert "'many'" not in caplog.text
 
 
+class TestHoldOut:
+    def test_is_stratified_and_always_the_same(self, tmp_path):
+        folder = image_folder(tmp_path / "train", {"many": 20, "few": 5})
+        splits = load_image_splits(folder, test_size=0.2)
+        assert class_counts(splits["test"]) == {"few": 1, "many": 4}
+        assert class_counts(splits["train"]) == {"few": 4, "many": 16}
+        again = load_image_splits(folder, test_size=0.2)
+        for name in splits:
+            assert encoded_images(again[name])["image"][:] == encoded_images(splits[name])["image"][:]
+        assert len({row["path"] for split in splits.values() for row in encoded_images(split)["image"]}) == 25
+
+    @pytest.mark.parametrize(
+        ("size", "message"),
+        [
+            (0, "between 0 and 1, got 0"),
+            (1.5, "between 0 and 1, got 1.5"),
+            (0.01, "cannot hold out test_size=0.01 of 7 images"),
+        ],
+    )
+    def test_a_share_that_cannot_be_had(self, folder, size, message):
+        with pytest.raises(ValueError, match=message):
+            load_image_splits(folder, test_size=size)
+
+    def test_where_there_are_test_images_or_single_ones(self, folder, tmp_path):
+        with pytest.raises(ValueError, match="is for data without test images, and there are"):
+            load_image_splits(dataset_name="demo", test_size=0.2)
+        with pytest.raises(ValueError, match="needs an image of each class on both sides, but these have one: b"):
+            load_image_splits(image_folder(tmp_path / "other", {"a": 2, "b": 1}), test_size=0.5)
+
+
 class TestSubsampleClasses:
     NAMES = ("a", "b", "c", "d", "e")
 
@@ -149,15 +181,15 @@ class TestFolder:
         assert len(load_image_folder(folder)) == 7
 
     def test_files_left_out_are_told(self, folder, caplog):
-        (folder / "bus" / "photo.heic").write_bytes(b"x")
+        (folder / "bus" / "photo.raw").write_bytes(b"x")
         load_image_folder(folder)
         assert "1 files in" in caplog.text
-        assert "bus/photo.heic" in caplog.text
+        assert "bus/photo.raw" in caplog.text
 
     def test_a_class_of_unknown_files_names_them(self, folder):
         (folder / "cat").mkdir()
-        (folder / "cat" / "photo.heic").write_bytes(b"x")
-        with pytest.raises(ValueError, match=r"without any image in .*: cat; these are no images .*cat/photo.heic"):
+        (folder / "cat" / "photo.raw").write_bytes(b"x")
+        with pytest.raises(ValueError, match=r"without any image in .*: cat; these are no images .*cat/photo.raw"):
             load_image_folder(folder)
 
     def test_a_link_that_leads_nowhere_cannot_be_read(self, folder):
@@ -199,6 +231,63 @@ class TestFolder:
         (folder / "zebra").mkdir()
         with pytest.raises(ValueError, match=r"class folders without any image .*: zebra"):
             load_image_splits(folder)
+
+    def test_a_class_missing_in_the_test_folder_is_no_error(self, folder, tmp_path, caplog):
+        test = image_folder(tmp_path / "test", {"bus": 1, "train": 2})
+        splits = load_image_splits(folder, test)
+        assert splits["test"]["label"][:] == [0, 2, 2]
+        assert classnames_of(splits["test"]) == classnames_of(splits["train"])
+        assert "1 classes have no test images: red_car" in caplog.text
+
+    def test_images_in_both_folders_are_told(self, folder, tmp_path, caplog):
+        test = image_folder(tmp_path / "test", {"bus": 0, "red_car": 1, "train": 1})
+        shutil.copy(folder / "bus" / "2.png", test / "bus" / "other.png")
+        colour(77).save(test / "red_car" / "0.png")
+        colour(78).save(test / "train" / "0.png")
+        load_image_splits(folder, test)
+        assert "1 of 3 test images are training images too" in caplog.text
+        assert "bus/other.png" in caplog.text
+        caplog.clear()
+        load_image_splits(folder, folder)
+        assert "7 of 7 test images are training images too" in caplog.text
+
+    def test_one_class_alone_is_told(self, tmp_path, caplog):
+        load_image_splits(image_folder(tmp_path / "one", {"bus": 2}))
+        assert "one class only, 'bus'" in caplog.text
+
+    def test_paths_of_home_and_empty_ones(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "names.txt").write_text("a\nb\nc\n")
+        splits = load_image_splits("~/train", classnames_file="~/names.txt")
+        assert classnames_of(splits["train"]) == ["a", "b", "c"]
+        labelled(["a"], [0]).to_parquet(tmp_path / "set.parquet")
+        assert len(load_image_splits(dataset_name="~/set.parquet")["train"]) == 1
+        for options in ({"train_dir": ""}, {"train_dir": folder, "test_dir": " "}, {"dataset_name": ""}):
+            name = list(options)[-1]
+            with pytest.raises(ValueError, match=f"{name} is empty: give a path"):
+                load_image_splits(**options)
+
+    @pytest.mark.parametrize("inside", [".", "flowers", "one/two"])
+    def test_a_zip_of_the_folder(self, folder, tmp_path, inside, datasets_cache):
+        root = tmp_path / "zip"
+        shutil.copytree(folder, root / inside)
+        (root / "__MACOSX" / "bus").mkdir(parents=True)
+        (root / "__MACOSX" / "bus" / "._0.png").write_bytes(b"x")
+        archive = shutil.make_archive(str(tmp_path / "flowers"), "zip", root)
+        for _ in range(2):
+            dataset = load_image_folder(archive)
+            assert classnames_of(dataset) == ["bus", "red_car", "train"]
+            assert read_images(dataset, [2])[0].getpixel((0, 0)) == (2, 253, 2)
+        assert dataset._fingerprint == load_image_folder(archive)._fingerprint  # so that features are found again
+
+    def test_what_is_no_zip(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("no archive")
+        with pytest.raises(ValueError, match=r"notes.txt' is neither a folder nor a zip or tar archive"):
+            load_image_folder(tmp_path / "notes.txt")
+        with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+            archive.writestr("../outside/0.png", b"x")
+        with pytest.raises(ValueError, match=r"evil.zip': '../outside/0.png' leads out of it"):
+            load_image_folder(tmp_path / "evil.zip")
 
     def test_train_and_test_with_different_classes(self, folder, tmp_path):
         test = image_folder(tmp_path / "test", {"bus": 1, "tram": 1, "train": 1})
@@ -254,6 +343,14 @@ class TestBrokenImages:
         )
         with pytest.raises(ValueError, match="cannot read image 0 as an image"):
             read_images(embedded, [0])
+
+    def test_all_are_counted_and_the_way_on_is_named(self, broken):
+        dataset = load_image_folder(broken)
+        with pytest.raises(
+            ValueError, match=r"bus/2.png.*; so it is with 1 more of 7 images\. .*--skip_broken_images"
+        ):
+            check_images(dataset)
+        check_images(dataset.select([0, 1, 3]))
 
     def test_skipping_goes_on_and_counts(self, broken, caplog):
         splits = load_image_splits(broken, skip_broken_images=True)
@@ -397,6 +494,36 @@ class TestClassNames:
         splits = load_image_splits(folder, classnames_file=path)
         assert splits["train"].features["label"].names == ["city bus", "red car", "train"]
         assert splits["train"]["label"][:] == [0, 0, 0, 1, 1, 2, 2]
+
+    @pytest.mark.parametrize("text", ["train\nred_car\nbus", "Train\nRED  car\nBus"])
+    def test_the_data_s_own_names_in_another_order_are_matched(self, folder, tmp_path, text):
+        splits = load_image_splits(folder, folder, classnames_file=self.names_file(tmp_path, text))
+        for split in splits.values():
+            assert [name.lower().split()[0][:3] for name in classnames_of(split)] == ["tra", "red", "bus"]
+            assert split["label"][:] == [2, 2, 2, 1, 1, 0, 0]
+
+    @pytest.mark.parametrize("kind", ["strings", "class labels"])
+    def test_those_of_a_data_set_too(self, tmp_path, kind):
+        train = labelled(["ant", "bee"], [1, 0])
+        if kind == "strings":
+            train = labelled([], ["bee", "ant"], feature=Value("string"))
+        name = saved(tmp_path / "data", train=train, test=train)
+        splits = load_image_splits(dataset_name=name, classnames_file=self.names_file(tmp_path, "bee\nant"))
+        for split in splits.values():
+            assert classnames_of(split) == ["bee", "ant"]
+            assert split["label"][:] == [0, 1]
+
+    @pytest.mark.parametrize("text", ["city bus\ntrain\nred car", "bus\nTrain\ntram"])
+    def test_a_name_that_is_another_class_s_is_refused(self, folder, tmp_path, text):
+        with pytest.raises(ValueError, match=r"gives the name '[Tt]rain' to the class 'red_car', but it is that of"):
+            load_image_splits(folder, classnames_file=self.names_file(tmp_path, text))
+
+    def test_labels_from_1(self, tmp_path, caplog):
+        train, test = (labelled([], labels, feature=Value("int64")) for labels in ([1, 3, 2, 3], [3, 1]))
+        name, names = saved(tmp_path / "data", train=train, test=test), self.names_file(tmp_path, "ant\nbee\ncow")
+        splits = load_image_splits(dataset_name=name, classnames_file=names)
+        assert (splits["train"]["label"][:], splits["test"]["label"][:]) == ([0, 2, 1, 2], [2, 0])
+        assert "the labels run from 1 to 3, not from 0: label 1 is taken for the first name, 'ant'" in caplog.text
 
     @pytest.mark.parametrize(
         ("text", "message"),

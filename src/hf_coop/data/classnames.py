@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..encoding import check_classnames
+from ..encoding import check_classnames, clean_classname
 
 if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset
@@ -59,10 +59,40 @@ def read_classnames(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file cannot be read, or a name is blank.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the class names in {os.fspath(path)!r}: {error}") from error
     try:
         return check_classnames([line.strip() for line in text.rstrip().splitlines()])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def labels_by_name(found: Sequence[str], given: Sequence[str], source: str) -> list[int]:
+    """The label in `given` of each class of `found`.
+
+    The same names in another order are matched by name: as they are written, else as prompts read them (in any case,
+    with `_` for a space), equal ones in their order. Other names are given to the classes in their order.
+
+    Args:
+        found (`Sequence[str]`): the data's own names, as many as `given`.
+        given (`Sequence[str]`): the names to use, in label order.
+        source (`str`): where those are from.
+
+    Raises:
+        ValueError: a name is given to one class of the data and is that of another one.
+    """
+    spelled, wanted = ([clean_classname(name).lower() for name in names] for names in (found, given))
+    for own, other in ((found, given), (spelled, wanted)):
+        own = class_label(own).names
+        labels = {name: label for label, name in enumerate(class_label(other).names)}
+        if labels.keys() == {*own}:
+            return [labels[name] for name in own]
+    for label, name in enumerate(wanted):
+        if name in spelled and spelled[label] != name:
+            raise ValueError(
+                f"{source} gives the name {given[label]!r} to the class {found[label]!r}, but it is that of another "
+                "class of the data: give the names of all classes as they are in the data, in any order, or new names "
+                "in label order"
+            )
+    return list(range(len(found)))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..encoding import distinct_classnames
+from ..errors import some
 from .classnames import class_label, classnames_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,33 @@ def few_shot_splits(splits: DatasetDict, num_shots: int, seed: int) -> DatasetDi
             sampled[name] = splits[name].select(few_shot_indices(labels, shots, generator))
     _warn_of_small_classes(sampled["train"], num_shots)
     return sampled
+
+
+def hold_out_test(splits: DatasetDict, test_size: float) -> DatasetDict:
+    """Take test images from the training images of each class, always the same ones.
+
+    Args:
+        splits (`DatasetDict`): from [`load_image_splits`], without test images.
+        test_size (`float`): their share of the images, between 0 and 1.
+
+    Raises:
+        ValueError: there are test images already, or too few images for a share of each class.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if "test" in splits:
+        raise ValueError(f"test_size={test_size} is for data without test images, and there are: leave it out")
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size is a share of the training images, between 0 and 1, got {test_size}")
+    train = splits["train"]
+    if single := [name for name, count in class_counts(train).items() if count < 2]:
+        raise ValueError(f"test_size needs an image of each class on both sides, but these have one: {some(single)}")
+    labels = train["label"][:]
+    try:
+        rows = train_test_split(range(len(labels)), test_size=test_size, stratify=labels, random_state=0)
+    except ValueError as error:  # fewer images on a side than classes
+        raise ValueError(f"cannot hold out test_size={test_size} of {len(labels)} images: {error}") from error
+    return type(splits)({**splits, "train": train.select(sorted(rows[0])), "test": train.select(sorted(rows[1]))})
 
 
 def _warn_of_small_classes(train: Dataset, num_shots: int) -> None:

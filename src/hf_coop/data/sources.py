@@ -14,9 +14,9 @@ from PIL import Image as PILImage
 from ..encoding import check_classnames
 from ..errors import some, whole_message
 from .benchmarks import load_benchmark
-from .classnames import class_label, read_classnames
-from .few_shot import change_splits, class_counts
-from .folders import load_image_folder
+from .classnames import class_label, labels_by_name, read_classnames
+from .few_shot import change_splits, class_counts, hold_out_test
+from .folders import load_image_folder, same_files
 from .images import read_image
 from .webdatasets import load_webdataset, webdataset_folder
 
@@ -45,12 +45,15 @@ def load_image_splits(
     label_column_name: str = "label",
     classnames_file: str | os.PathLike[str] | None = None,
     skip_broken_images: bool = False,
+    test_size: float | None = None,
     token: str | bool | None = None,
 ) -> DatasetDict:
     """Load the splits `train`, and `validation` and `test` where there are any, all checked.
 
+    Paths may begin with `~`.
+
     Args:
-        train_dir, test_dir: folders with one sub-folder of images a class; or
+        train_dir, test_dir: folders with one sub-folder of images a class, or zip files of them; or
         dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
             "demo" for the embedded digits; or a `Dataset` (of training images) or `DatasetDict` itself; or
         benchmark (`str`): one of the papers' image sets, which is below `data_dir`; see [`load_benchmark`].
@@ -58,9 +61,11 @@ def load_image_splits(
         train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
             "test", else of "validation"; and "validation" is the validation split where "test" is another.
         image_column_name, label_column_name (`str`): its columns.
-        classnames_file: a text file, one name a line, in label order; wins over the names in the data. Names may be
-            equal.
+        classnames_file: a text file, one name a line, in label order; wins over the names in the data. The data's own
+            names in another order are matched by name. Names may be equal.
         skip_broken_images (`bool`): leave out images that cannot be read, and count them.
+        test_size (`float`, *optional*): the share of the training images of each class that are held out as test
+            images, where there are none.
         token: for private repositories.
 
     Returns:
@@ -72,6 +77,8 @@ def load_image_splits(
     """
     from datasets import DatasetDict
 
+    _check_no_empty_path(train_dir=train_dir, test_dir=test_dir, dataset_name=dataset_name, data_dir=data_dir)
+    _check_no_empty_path(classnames_file=classnames_file)
     given = {"train_dir": train_dir, "dataset_name": dataset_name, "benchmark": benchmark}
     if len(sources := [name for name, value in given.items() if value is not None]) != 1:
         raise ValueError(
@@ -86,6 +93,7 @@ def load_image_splits(
     if train_dir is not None:
         folders = {"train": train_dir} | ({"test": test_dir} if test_dir is not None else {})
         splits = DatasetDict({name: load_image_folder(folder) for name, folder in folders.items()})
+        _warn_of_shared_images(splits)
     elif benchmark is not None:
         splits = load_benchmark(benchmark, data_dir).splits
         if "train" not in splits:
@@ -102,7 +110,25 @@ def load_image_splits(
         splits = change_splits(splits, lambda name, split: drop_broken_images(split, name))
         _check_not_empty(splits)
     _check_every_class(splits["train"])
-    return splits
+    return splits if test_size is None else hold_out_test(splits, test_size)
+
+
+def _check_no_empty_path(**paths: Any) -> None:
+    for name, path in paths.items():
+        if isinstance(path, (str, os.PathLike)) and not os.fspath(path).strip():
+            raise ValueError(f"{name} is empty: give a path, or leave it out")
+
+
+def _warn_of_shared_images(splits: DatasetDict) -> None:
+    if "test" not in splits:
+        return
+    files = {name: encoded_images(split)["image"][:] for name, split in splits.items()}
+    paths = {name: [cell["path"] for cell in cells] for name, cells in files.items()}
+    if shared := same_files(paths["train"], paths["test"]):
+        logger.warning(
+            "%d of %d test images are training images too, so the accuracy on them says nothing of others: %s",
+            *(len(shared), len(paths["test"]), some(shared)),
+        )
 
 
 def _load_dataset_dict(
@@ -114,7 +140,7 @@ def _load_dataset_dict(
         return {"train": name}
     if isinstance(name, Mapping):
         return name
-    path = Path(name)
+    path = Path(name).expanduser()
     saved_to_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if config_name is not None and (name == DEMO or path.is_file() or saved_to_disk):
         raise ValueError(f"{os.fspath(name)!r} has no configurations: leave dataset_config_name={config_name!r} out")
@@ -131,9 +157,10 @@ def _load_dataset_dict(
         if saved_to_disk:
             saved = load_from_disk(str(path))
             return {"train": saved} if isinstance(saved, Dataset) else saved
-        if config_name is None and (folder := webdataset_folder(name, token)) is not None:
+        place = os.path.expanduser(name)
+        if config_name is None and (folder := webdataset_folder(place, token)) is not None:
             return load_webdataset(folder)
-        return load_dataset(os.fspath(name), config_name, token=token)
+        return load_dataset(place, config_name, token=token)
     except Exception as error:  # of many libraries and kinds
         raise ValueError(f"cannot load the data set {os.fspath(name)!r}: {whole_message(error)}") from error
 
@@ -147,6 +174,8 @@ def _choose_splits(
     test = test or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
     if validation is None and "validation" in loaded and "validation" not in (train, test):
         validation = "validation"
+    if train == test:
+        logger.warning("the training images are the test images too (%r): the accuracy says nothing of others", test)
     chosen = {"train": train, "validation": validation, "test": test}
     return {name: loaded[split] for name, split in chosen.items() if split is not None}
 
@@ -189,15 +218,34 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
         if given is None:
             raise ValueError("the labels are numbers without names: give classnames_file, one name a line")
         label_type = class_label(given)
-    names = given or label_type.names
-    _warn_of_numbered_classes(label_type.names, given)
-    if len(names) != len(label_type.names):
+    own = label_type.names
+    if given is not None and len(given) != len(own):
         raise ValueError(
-            f"{str(classnames_file)!r} has {len(names)} class names, but the data has {len(label_type.names)} "
-            f"classes: {some(label_type.names)}"
+            f"{str(classnames_file)!r} has {len(given)} class names, but the data has {len(own)} classes: {some(own)}"
         )
+    _warn_of_numbered_classes(own, given)
+    names = given or own
+    if len(names) == 1:
+        logger.warning("there is one class only, %r: every image is taken for it, whatever is learned", names[0])
+    order = labels_by_name(own, names, repr(str(classnames_file))) if given else range(len(own))
+    numbers: dict[Any, int] = dict(zip(own, order, strict=True))
+    first = _first_number(splits["train"], names)
+    numbers |= {first + place: label for place, label in enumerate(order)}
     named = class_label(check_classnames(names))
-    return change_splits(splits, lambda name, split: _relabel(split, name, label_type, named))
+    return change_splits(splits, lambda name, split: _relabel(split, name, numbers, own, named))
+
+
+def _first_number(train: Dataset, names: Sequence[str]) -> int:
+    """1 where the labels are whole numbers from 1 on, as in MATLAB's files, else 0."""
+    labels = train["label"][:]
+    if not all(isinstance(label, int) for label in labels) or (min(labels), max(labels)) != (1, len(names)):
+        return 0
+    logger.warning(
+        "the labels run from 1 to %d, not from 0: label 1 is taken for the first name, %r, and so on",
+        max(labels),
+        names[0],
+    )
+    return 1
 
 
 def _warn_of_numbered_classes(names: Sequence[str], given: Sequence[str] | None) -> None:
@@ -215,38 +263,39 @@ def _warn_of_numbered_classes(names: Sequence[str], given: Sequence[str] | None)
         )
 
 
-def _relabel(split: Dataset, split_name: str, expected: Any, named: Any) -> Dataset:
-    """The split with labels as the class label `expected` counts them, under the names of `named`.
+def _relabel(split: Dataset, split_name: str, numbers: Mapping[Any, int], own: Sequence[str], named: Any) -> Dataset:
+    """The split with the labels of `numbers`, by its names or numbers for the classes, under the names of `named`.
 
     Raises:
-        ValueError: the split has other classes, or a label outside them.
+        ValueError: the split has classes that are not in `own`, the training images', or a label outside them.
     """
     from datasets import ClassLabel
 
     labels, found = split["label"][:], split.features["label"]
     if isinstance(found, ClassLabel):
-        _check_same_classes(expected.names, found.names, split_name)
+        _check_known_classes(own, found.names, split_name)
         labels = [label if label is None or label < 0 else found.names[label] for label in labels]
-    numbers = {name: number for number, name in enumerate(expected.names)}
-    renumbered = [numbers.get(label, label) if isinstance(label, str) else label for label in labels]
-    for row, label in enumerate(renumbered):
-        if not isinstance(label, int) or not 0 <= label < len(expected.names):
+    for row, label in enumerate(labels):
+        if label not in numbers:
             raise ValueError(
-                f"image {row} of the {split_name} split has the label {label!r}, which is none of the "
-                f"{len(expected.names)} classes: {some(expected.names)}"
+                f"image {row} of the {split_name} split has the label {label!r}, which is none of the {len(own)} "
+                f"classes: {some(own)}"
             )
     if found == named:
         return split
-    return split.remove_columns("label").add_column("label", renumbered, feature=named)
+    relabelled = [numbers[label] for label in labels]
+    return split.remove_columns("label").add_column("label", relabelled, feature=named)
 
 
-def _check_same_classes(expected: Sequence[str], found: Sequence[str], split_name: str) -> None:
-    if set(expected) != set(found):
-        extra, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+def _check_known_classes(known: Sequence[str], found: Sequence[str], split_name: str) -> None:
+    extra, missing = sorted({*found} - {*known}), sorted({*known} - {*found})
+    if extra:
         raise ValueError(
             f"the train and {split_name} images have different classes: only {split_name} has {some(extra)}, "
             f"only train has {some(missing)}"
         )
+    if missing:
+        logger.warning("%d classes have no %s images: %s", len(missing), split_name, some(missing))
 
 
 def _check_not_empty(splits: DatasetDict) -> None:
@@ -289,15 +338,29 @@ def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
     return read_image(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where)
 
 
-def broken_images(dataset: Dataset) -> dict[int, str]:
-    """Rows whose image cannot be read, each with the error that names it. Decodes every image once."""
+def broken_images(dataset: Dataset, first: int = 0) -> dict[int, str]:
+    """Rows whose image cannot be read, each with the error that names it. Decodes every image once.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `image`.
+        first (`int`): the number of the first image in the errors.
+    """
     broken = {}
     for row, cell in enumerate(encoded_images(dataset)):
         try:
-            decode_image(cell["image"], row)
+            decode_image(cell["image"], first + row)
         except ValueError as error:
             broken[row] = str(error)
     return broken
+
+
+def check_images(dataset: Dataset, first: int = 0) -> None:
+    """Raise `ValueError` where images cannot be read, with the first of them, how many there are, and what to do."""
+    if broken := list(broken_images(dataset, first).values()):
+        more = f"; so it is with {len(broken) - 1} more of {len(dataset)} images" if len(broken) > 1 else ""
+        raise ValueError(
+            f"{broken[0]}{more}. Mend them, or leave them out by skip_broken_images (--skip_broken_images)"
+        )
 
 
 def drop_broken_images(dataset: Dataset, name: str = "data") -> Dataset:
