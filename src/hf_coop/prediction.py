@@ -13,7 +13,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
-from .data.images import image_column, is_one_image, load_image, load_images, rows_of
+from .data.images import convert_image, image_column, is_one_image, rows_of
+from .data.pixels import fit_each, fit_image, stack_pixels
+from .encoding.image_encoder import encode_pixels
 
 if TYPE_CHECKING:
     from peft import PeftModel as Base
@@ -42,7 +44,8 @@ class PredictionMixin(Base):
         """Classify images, `[{"label", "score"}, …]` with the highest score first.
 
         Arrays have their channels last, `(H, W)` or `(H, W, C)`, tensors have them first, `(H, W)` or `(C, H, W)`,
-        whatever their sizes; both hold whole numbers from 0 to 255 or floats from 0 to 1.
+        whatever their sizes; both hold whole numbers from 0 to 255 or floats from 0 to 1. Each image is shrunk to what
+        the tower takes before the next one is read.
 
         Processes that are forked (`dataset.map(lambda rows: {"prediction": model.predict(rows["image"])},
         batched=True, num_proc=2)`) compute on one thread each.
@@ -73,7 +76,8 @@ class PredictionMixin(Base):
         if hasattr(images, "column_names"):
             images = image_column(images)
         if is_one_image(images):
-            return self._predict_batch([load_image(images)], top_k)[0]
+            fitted = convert_image(images, partial(fit_image, self.image_processor))
+            return self.predict_fitted([fitted], top_k)[0]
         predictions = self._predict_each(images, top_k, batch_size)
         if not isinstance(images, Sized):
             return predictions
@@ -81,19 +85,22 @@ class PredictionMixin(Base):
         return list(tqdm(predictions, desc="Predicting", total=len(images), disable=hidden))
 
     def _predict_each(self, images: Iterable[Any], top_k: int, batch_size: int) -> Iterator[Prediction]:
-        rows, first = rows_of(images), 0
-        while batch := list(islice(rows, batch_size)):
-            yield from self._predict_batch(load_images(batch, first), top_k)
-            first += len(batch)
+        fitted = fit_each(self.image_processor, rows_of(images))
+        while batch := list(islice(fitted, batch_size)):
+            yield from self.predict_fitted(batch, top_k)
 
     @torch.no_grad()
-    def _predict_batch(self, images: Sequence[Any], top_k: int) -> list[Prediction]:
-        """Predictions of RGB images; names and logits are of the same moment, and the model's mode is as before."""
-        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
+    def predict_fitted(self, images: Sequence[Any], top_k: int) -> list[Prediction]:
+        """Predictions of images from [`~hf_coop.data.pixels.fit_image`], all in one batch.
+
+        Names and logits are of the same moment, and the model's mode is as before.
+        """
+        pixels = stack_pixels(self.image_processor, images)
         was_training, names = self.training, self.classnames
         self.eval()
         try:
-            logits = self(pixel_values=pixels.to(self.clip.device, self.clip.dtype)).logits
+            embeds = encode_pixels(self.clip, pixels.to(self.clip.device, self.clip.dtype))
+            logits = self(image_embeds=embeds).logits
         finally:
             self.train(was_training)
         scores, labels = logits.softmax(-1).topk(min(top_k, len(names)))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hf_coop.data import image_files
 from hf_coop.data import images as module
 from hf_coop.data.images import load_image, load_images, read_image
 
@@ -68,12 +72,166 @@ class TestImages:
         image.save(tmp_path / "turned.png", exif=exif)
         assert load_image(tmp_path / "turned.png").size == (8, 16)
 
+    def test_transparent_ground_is_white(self):
+        shape = np.zeros((9, 9, 4), np.uint8)  # a black square on nothing, which is black too
+        shape[3:6, 3:6, 3] = 255
+        expected = np.full((9, 9, 3), 255)
+        expected[3:6, 3:6] = 0
+        image, file = Image.fromarray(shape), io.BytesIO()
+        image.convert("LA").save(file, "png")
+        tensor = torch.from_numpy(shape).permute(2, 0, 1)
+        for given in (image, image.convert("LA"), image.convert("PA"), shape, tensor, file):
+            assert np.array_equal(np.asarray(load_image(given)), expected)
+        gray = Image.fromarray(255 - shape[:, :, 3])
+        gray.info["transparency"] = 255  # as PNG says which tone is transparent
+        assert np.array_equal(np.asarray(load_image(gray)), expected)
+        half = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+        assert load_image(half).getpixel((0, 0)) == (255, 127, 127)
+
+    @pytest.mark.parametrize("kind", ["png", "gif", "webp"])
+    def test_transparent_palettes_in_files(self, kind):
+        image, file = Image.new("P", (8, 8), 1), io.BytesIO()
+        image.putpalette([0, 0, 0, 0, 0, 0, 200, 0, 0])
+        image.paste(2, (2, 2, 6, 6))
+        if kind == "webp":
+            image.info["transparency"] = 1
+            image.convert("RGBA").save(file, kind, lossless=True)
+        else:
+            image.save(file, kind, transparency=1)
+        loaded = load_image(file)
+        assert loaded.getpixel((0, 0)) == (255, 255, 255)
+        assert loaded.getpixel((4, 4)) == (200, 0, 0)
+
+    def test_the_first_image_of_an_animation(self, tmp_path):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        for kind in ("gif", "png", "webp", "tiff"):
+            path = tmp_path / f"film.{kind}"
+            frames[0].save(path, save_all=True, append_images=frames[1:])
+            red, _, blue = load_image(path).getpixel((4, 4))
+            assert red > 200
+            assert blue < 50
+            with Image.open(path) as film:
+                film.seek(1)
+                assert load_image(film).getpixel((4, 4))[2] > 200  # the frame that was chosen
+
+    @pytest.mark.parametrize(("mode", "kind"), [("I", "32-bit whole numbers"), ("F", "floating-point numbers")])
+    def test_numbers_without_a_scale(self, mode, kind, tmp_path):
+        dtype, white = (np.int32, 255) if mode == "I" else (np.float32, 1)
+        values, path = self.gray.astype(float) / 255 * white, tmp_path / "image.tiff"
+        for wrong in (values * 1000, values - white):
+            Image.fromarray(wrong.astype(dtype)).save(path)
+            with pytest.raises(
+                ValueError, match=rf"image\.tiff' as an image: its pixels are {kind} from .* to .*white"
+            ):
+                load_image(path)
+        Image.fromarray(values.astype(dtype)).save(path)
+        with Image.open(path) as opened:
+            assert opened.mode == mode
+        assert np.abs(np.asarray(load_image(path)).astype(int) - self.expected()).max() <= 1
+
+    def test_gray_of_16_bits_in_a_pgm_file(self, tmp_path):
+        path = tmp_path / "image.pgm"
+        path.write_bytes(b"P5 16 16 65535\n" + (self.gray.astype(">u2") * 257).tobytes())
+        with Image.open(path) as opened:
+            assert opened.mode in ("I", "I;16")
+        assert np.array_equal(np.asarray(load_image(path)), self.expected())
+
+    def test_opened_images_stay_unread(self, tmp_path):
+        Image.fromarray(self.expected().astype(np.uint8)).save(tmp_path / "image.png")
+        opened = Image.open(tmp_path / "image.png")
+        for _ in range(2):
+            assert np.array_equal(np.asarray(load_image(opened)), self.expected())
+            assert opened.tile  # so that a list of many does not come to hold all of their pixels
+        assert np.array_equal(np.asarray(opened), self.expected())
+
+    def test_home_and_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        Image.fromarray(self.gray).save(tmp_path / "image.png")
+        assert load_image("~/image.png").size == (16, 16)
+        with pytest.raises(ValueError, match="cannot read '' as an image"):
+            load_image("")
+
     def test_a_truncated_file(self, tmp_path):
         path = tmp_path / "image.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:2000])
         with pytest.raises(ValueError, match=r"cannot read .*image\.png"):
             load_image(path)
+
+
+class TestSizes:
+    """Limits are told before memory is taken."""
+
+    @staticmethod
+    def header(width: int, height: int, colour_type: int) -> bytes:
+        """A PNG file that says how large it is, and ends there."""
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+        start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return start + struct.pack(">I", 4) + b"IDAT" + bytes(8)
+
+    def test_too_large_in_memory(self):
+        with (
+            pytest.warns(Image.DecompressionBombWarning),
+            pytest.raises(ValueError, match=r"13000 x 13000 pixels are too many: 100 megapixels are read .* 384 MiB"),
+        ):
+            load_image(self.header(13_000, 13_000, 2))
+        with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match=r"truncated|broken"):
+            load_image(self.header(13_000, 13_000, 0))  # gray: a byte a pixel
+
+    def test_what_pillow_takes_for_a_bomb(self, monkeypatch):
+        with pytest.raises(ValueError, match=r"400000000 pixels.* exceeds limit of 178956970 pixels"):
+            load_image(self.header(20_000, 20_000, 0))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ValueError, match="exceeds limit of 200 pixels"):
+            load_image(png(Image.new("L", (15, 15))))
+
+    def test_a_jpeg_is_read_smaller(self, monkeypatch):
+        whole, file = Image.fromarray(TestImages.gray).convert("RGB").resize((160, 120)), io.BytesIO()
+        whole.save(file, "jpeg", quality=95)
+        for limit, size in ((160 * 120 * 4, (160, 120)), (160 * 120, (80, 60)), (30 * 40, (20, 15))):
+            monkeypatch.setattr(image_files, "MAX_DECODED_BYTES", limit)
+            found = load_image(file)
+            assert found.size == size
+            assert np.abs(np.asarray(found).astype(int) - np.asarray(whole.resize(size))).mean() < 3
+        monkeypatch.setattr(image_files, "MAX_DECODED_BYTES", 999)
+        with pytest.raises(ValueError, match="160 x 120 pixels are too many"):
+            load_image(file)
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", ["a.JPG", "a.png", "a.jfif", "a.mpo", "a.heic", "a.HEIF", "a.tif", "a.webp"])
+    def test_still_images(self, name):
+        assert image_files.is_image_name(Path("folder", name))
+
+    @pytest.mark.parametrize("name", ["a.pdf", "a.mpg", "a.mpeg", "a.eps", "a.h5", "a.wmf", "a.txt", "jpg", ".a.jpg"])
+    def test_other_files(self, name):
+        assert not image_files.is_image_name(Path("folder", name))
+
+    def test_a_program_is_not_run(self, tmp_path):
+        """Pillow hands EPS files to Ghostscript."""
+        Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
+        with pytest.raises(ValueError, match="cannot identify image file"):
+            load_image(tmp_path / "image.eps")
+
+
+class TestHEIC:
+    def test_without_pillow_heif_it_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(image_files, "readable_formats", lambda: ("PNG", "JPEG"))
+        head = struct.pack(">I", 24) + b"ftypheic" + bytes(12)
+        (tmp_path / "photo.heic").write_bytes(head)
+        for given in (tmp_path / "photo.heic", head):
+            with pytest.raises(ValueError, match=r"cannot read .* as an image: pillow-heif reads HEIC.*pip install"):
+                load_image(given)
+
+    def test_with_it(self, tmp_path):
+        pillow_heif = pytest.importorskip("pillow_heif")
+        pixels = np.full((32, 64, 3), (200, 40, 90), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "photo.heic", exif=exif.tobytes())
+        loaded = load_image(tmp_path / "photo.heic")
+        assert loaded.size == (32, 64)
+        assert np.abs(np.asarray(loaded).astype(int) - pixels[0, 0]).max() < 12
 
 
 def png(image: Image.Image) -> bytes:

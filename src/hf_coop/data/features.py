@@ -15,7 +15,8 @@ from ..encoding.image_encoder import encode_pixels
 from ..version import __version__
 from .crops import random_view
 from .folders import file_state
-from .sources import decode_image, encoded_images
+from .pixels import crops_to_pixels, fit_image, stack_pixels
+from .sources import check_images, decode_image, encoded_images
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..modeling import HFCoOp
 
 CACHE_FOLDER = "hf_coop_features"
+PIXEL_BYTES = 9 * 2**20  # of images that are read for a tower on a CPU at a time: 15 of 224 x 224 pixels
 FEATURE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +56,7 @@ def encode_images(
         random (`bool`): random crops and flips, instead of the processor's resize and centre crop.
         seed (`int`): of the crops.
         first (`int`): the number of the first image, where the data set is a part of a larger one: crops depend on it.
-        batch_size (`int`): views through the tower at a time.
+        batch_size (`int`): views through the tower at a time, at most.
         dtype (`str`): of the tower's products, as in [`feature_dtype`].
 
     Returns:
@@ -73,17 +75,22 @@ def encode_images(
     images = encoded_images(dataset)
 
     def pixels_of(rows: range) -> torch.Tensor:  # (len(rows) * views, 3, H, W)
-        cells, numbers = images[rows.start : rows.stop]["image"], [first + row for row in rows]
-        pictures = [decode_image(cell, number) for cell, number in zip(cells, numbers, strict=True)]
+        processor = model.image_processor
+        numbered = ((decode_image(images[row]["image"], first + row), first + row) for row in rows)  # one at a time
         if not random:
-            return model.image_processor(images=pictures, return_tensors="pt").pixel_values
-        numbered = zip(pictures, numbers, strict=True)
+            return stack_pixels(processor, [fit_image(processor, image) for image, _ in numbered])
         crops = [
             random_crop(model, image, [seed, number, view]) for image, number in numbered for view in range(views)
         ]
-        return crops_to_pixels(model, crops)
+        return crops_to_pixels(processor, crops)
 
-    encoded = _map_tower(model, images, pixels_of, max(1, batch_size // views), views, computed, fingerprint)
+    if model.clip.device.type == "cpu":  # whose tower takes a few at a time anyway
+        batch_size = min(batch_size, PIXEL_BYTES // (12 * model.clip.config.vision_config.image_size**2))
+    try:
+        encoded = _map_tower(model, images, pixels_of, max(1, batch_size // views), views, computed, fingerprint)
+    except ValueError:
+        check_images(dataset, first)  # says more than the first error
+        raise
     embeds = encoded.with_format("numpy")["image_embeds"][:]  # (N, views * D)
     return torch.from_numpy(np.array(embeds, dtype=np.float32)).unflatten(1, (views, -1))
 
@@ -192,12 +199,6 @@ def random_crop(model: HFCoOp, image: Image.Image, seed: Sequence[int]) -> Image
     return random_view(image, size, size, np.random.default_rng(seed))
 
 
-def crops_to_pixels(model: HFCoOp, crops: Sequence[Image.Image]) -> torch.Tensor:
-    """Crops `(B, 3, H, W)` as the tower takes them: the processor's scale and mean, without its resize and crop."""
-    processed = model.image_processor(images=list(crops), do_resize=False, do_center_crop=False, return_tensors="pt")
-    return processed.pixel_values
-
-
 def features_fingerprint(
     model: HFCoOp, dataset: Dataset, views: int, random: bool, seed: int, first: int, dtype: torch.dtype
 ) -> str:
@@ -280,14 +281,12 @@ class FreshCrops:
         from torch.utils.data import DataLoader
 
         def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-            cells = self.images[rows]["image"]
-            images = [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
             crops = [
-                random_crop(self.model, image, [self.seed, epoch, row])
-                for image, row in zip(images, rows, strict=True)
+                random_crop(self.model, decode_image(self.images[row]["image"], row), [self.seed, epoch, row])
+                for row in rows
             ]
             labels = torch.tensor([self.labels[row] for row in rows])
-            return {"pixel_values": crops_to_pixels(self.model, crops), "labels": labels}
+            return {"pixel_values": crops_to_pixels(self.model.image_processor, crops), "labels": labels}
 
         every_row = range(len(self.labels))
         yield from DataLoader(

@@ -1,4 +1,4 @@
-"""Anything that stands for an image, or for several, to RGB."""
+"""Anything that stands for an image, or for several."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import base64
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib import request
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..version import __version__
+from .image_files import open_image_file
+from .rgb import array_to_rgb, to_rgb
+
+T = TypeVar("T")
 
 URL_SCHEMES = ("http://", "https://", "data:")
 HTTP_HANDLERS: tuple[type[request.BaseHandler], ...] = (
@@ -29,7 +34,7 @@ MAX_DOWNLOAD_SECONDS, SILENCE_SECONDS = 60, 10  # in all, and between two pieces
 
 
 def load_image(image: Any) -> Image.Image:
-    """An RGB PIL image, upright.
+    """An RGB PIL image, upright, on white where it is transparent; the first one of an animation.
 
     Args:
         image: one of
@@ -40,32 +45,40 @@ def load_image(image: Any) -> Image.Image:
             - an array, channels last: `(H, W)` or `(H, W, 1 | 3 | 4)`;
             - a `torch.Tensor`, channels first: `(H, W)` or `(1 | 3 | 4, H, W)`.
 
-            Arrays and tensors hold whole numbers from 0 to 255 or floats from 0 to 1.
+            Paths may begin with `~`. Arrays and tensors hold whole numbers from 0 to 255 or floats from 0 to 1.
 
     Raises:
         TypeError: it is none of these.
-        ValueError: it cannot be fetched or read as an image, or the array has another shape or range.
+        ValueError: it cannot be fetched or read as an image, would take more than 384 MiB in memory (a JPEG is then
+            read at half its size or less), or the array has another shape or range.
+    """
+    return convert_image(image, to_rgb)
+
+
+def convert_image(image: Any, convert: Callable[[Image.Image], T]) -> T:
+    """What `convert` makes of an image, which is of any mode and as it was stored.
+
+    Raises:
+        TypeError, ValueError: as [`load_image`]; an error of `convert` too is told as one of the image.
     """
     if is_url(image):
-        return read_image(io.BytesIO(_fetch(image)), f"{image!r:.200}")
+        return read_image(io.BytesIO(_fetch(image)), f"{image!r:.200}", convert)
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image, repr(os.fspath(image)))
+        return read_image(os.path.expanduser(image), repr(os.fspath(image)), convert)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return read_image(io.BytesIO(image), f"{len(image)} bytes")
+        return read_image(io.BytesIO(image), f"{len(image)} bytes", convert)
     if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
         content, path = image["bytes"], image["path"] or ""
-        return read_image(path if content is None else io.BytesIO(content), repr(path))
+        return read_image(path if content is None else io.BytesIO(content), repr(path), convert)
     if hasattr(image, "read"):
-        return read_image(image, f"{image!r:.80}")
+        return read_image(image, f"{image!r:.80}", convert)
     if isinstance(image, Image.Image):
-        try:
-            return _from_pil(image)
-        except OSError as error:  # opened, but not read until now
-            raise ValueError(f"cannot read {image!r:.80} as an image: {error}") from error
+        with naming_image(f"{getattr(image, 'filename', '') or image!r:.200}"):
+            return convert(_unshared(image))
     if isinstance(image, torch.Tensor):
-        return _from_tensor(image)
+        return convert(_from_tensor(image))
     if hasattr(image, "__array__"):
-        return _from_array(np.asarray(image))
+        return convert(array_to_rgb(np.asarray(image)))
     raise TypeError(
         f"not an image: {image!r:.80} of type {type(image).__name__}; give a PIL image, path, URL, file, "
         "bytes, array or tensor"
@@ -77,21 +90,44 @@ def is_url(image: Any) -> bool:
     return isinstance(image, str) and image.lower().startswith(URL_SCHEMES)
 
 
-def read_image(file: Any, shown: str) -> Image.Image:
-    """An RGB PIL image from a file; nothing is fetched, whatever a path reads like.
+def read_image(file: Any, shown: str, convert: Callable[[Image.Image], T] = to_rgb) -> T:
+    """An RGB PIL image from a file, or what `convert` makes of it; nothing is fetched, whatever a path reads like.
 
     Args:
         file: its path, or opened.
         shown (`str`): what the error calls it.
+        convert (`Callable`): of the image as it was stored.
 
     Raises:
         ValueError: it cannot be read as an image.
     """
+    with naming_image(shown), open_image_file(file) as opened:
+        return convert(opened)
+
+
+@contextmanager
+def naming_image(shown: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a `ValueError` that names the image; Pillow's decoders raise about anything."""
     try:
-        with Image.open(file) as opened:
-            return _from_pil(opened)
-    except Exception as error:  # Pillow's decoders raise about anything
-        raise ValueError(f"cannot read {shown} as an image: {error}") from error
+        yield
+    except Exception as error:
+        raise ValueError(f"cannot read {shown} as an image: {error or repr(error)}") from error
+
+
+def _unshared(image: Image.Image) -> Image.Image:
+    """The image, its pixels read; opened anew where they were not, so that they do not stay in the caller's object."""
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None):
+        position = file.tell()
+        try:
+            again = Image.open(file)
+            if (again.size, again.mode, again.format) == (image.size, image.mode, image.format) and not image.tell():
+                again.load()
+                return again
+        finally:
+            file.seek(position)
+    image.load()
+    return image
 
 
 def _fetch(url: str) -> bytes:
@@ -125,13 +161,6 @@ def _download(url: str) -> bytes:
     return bytes(content)
 
 
-def _from_pil(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit tones at 255, not scale them
-        return _from_array(np.asarray(upright) / 65535)
-    return upright.convert("RGB")
-
-
 def _from_tensor(tensor: torch.Tensor) -> Image.Image:
     if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
         raise ValueError(
@@ -141,26 +170,7 @@ def _from_tensor(tensor: torch.Tensor) -> Image.Image:
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
-    return _from_array((tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy())
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        raise ValueError(f"an image array has shape (H, W) or (H, W, 1 | 3 | 4), channels last, got {array.shape}")
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"an image array holds bytes or floats, got {array.dtype}")
-    if array.dtype.kind in "bf":
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                "an image array of floats has values from 0 to 1; what an image processor gives goes to "
-                "model(pixel_values=…)"
-            )
-        array = (array * 255).round()
-    if array.min() < 0 or array.max() > 255:
-        raise ValueError(f"an image array has values from 0 to 255, got {array.min()} to {array.max()}")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
+    return array_to_rgb((tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy())
 
 
 def load_images(images: Sequence[Any], first: int = 0) -> list[Image.Image]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from ..data.images import is_url, load_image
+from ..data.image_files import is_image_name
+from ..data.images import convert_image, is_url
+from ..data.pixels import fit_image
 
 if TYPE_CHECKING:
     from ..modeling import HFCoOp
@@ -19,33 +20,31 @@ if TYPE_CHECKING:
 def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path | str]:
     """The image files that files, folders (searched throughout) and globs name, each once, in their order.
 
-    URLs stay as they are.
+    URLs stay as they are; other places may begin with `~`. A file that is named itself is taken whatever its name.
 
     Raises:
         FileNotFoundError: something does not exist, or names no image.
+        ValueError: a place is empty.
     """
     found: dict[Path | str, None] = {}
     for place in places:
         if is_url(place):
             found[str(place)] = None
             continue
-        path = Path(place)
+        if not os.fspath(place).strip():
+            raise ValueError(f"{os.fspath(place)!r} is no place of images: give a file, a folder, a pattern or a URL")
+        path = Path(place).expanduser()
         if path.is_dir():
-            images = [file for file in sorted(path.rglob("*")) if _is_image(file)]
+            images = [file for file in sorted(path.rglob("*")) if is_image_name(file) and file.is_file()]
         elif path.is_file():
             images = [path]
         else:
-            images = sorted(Path(match) for match in glob.glob(str(place), recursive=True) if os.path.isfile(match))
+            images = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
         if not images:
             what = "no images in folder" if path.is_dir() else "no such file, folder or match of a pattern:"
             raise FileNotFoundError(f"{what} {os.fspath(place)!r}")
         found |= dict.fromkeys(images)
     return list(found)
-
-
-def _is_image(path: Path) -> bool:
-    image_format = Image.registered_extensions().get(path.suffix.lower())
-    return image_format in Image.OPEN and not path.name.startswith(".") and path.is_file()
 
 
 def classify_files(
@@ -63,13 +62,13 @@ def classify_files(
     model.predict([], top_k, batch_size)  # refuses bad options before a file is read
     for start in range(0, len(paths), batch_size):
         results: dict[Path | str, Any] = {}
-        images: dict[Path | str, Image.Image] = {}
+        fitted: dict[Path | str, Any] = {}
         for path in paths[start : start + batch_size]:
             try:
-                images[path] = load_image(path)
+                fitted[path] = convert_image(path, partial(fit_image, model.image_processor))
             except ValueError as error:
                 results[path] = error
-        if images:
-            results |= zip(images, model.predict(list(images.values()), top_k, batch_size), strict=True)
+        if fitted:
+            results |= zip(fitted, model.predict_fitted(list(fitted.values()), top_k), strict=True)
         for path in paths[start : start + batch_size]:
             yield path, results[path]
