@@ -6,10 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+LOCK_FILE = ".lock"
+_locked: set[str] = set()  # by this process
 
 
 @contextmanager
@@ -38,3 +42,38 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
         raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made if needed, and removed again where nothing was written.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: it cannot be written to.
+    """
+    path = os.path.realpath(folder)
+    if path in _locked:
+        yield
+        return
+    is_new = not os.path.exists(path)
+    lock = FileLock(os.path.join(path, LOCK_FILE), timeout=0)
+    try:
+        os.makedirs(path, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{str(folder)!r} is in use: another run writes to it now; wait until it ends, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise OSError(f"cannot write to {str(folder)!r}: {error}; choose another folder") from error
+    _locked.add(path)
+    try:
+        yield
+    finally:
+        _locked.discard(path)
+        os.unlink(lock.lock_file)  # while it is held, so that nobody else's file is taken away
+        lock.release()
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                os.rmdir(path)

@@ -16,12 +16,14 @@ import pytest
 import torch
 from conftest import CLASSNAMES, PARITY
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from filelock import FileLock, Timeout
 from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, Trainer, TrainingArguments
 
 from hf_coop import CoCoOpConfig, CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.files import LOCK_FILE
 from hf_coop.training.checkpoints import list_checkpoints
 from hf_coop.training.recipes import fill_in
 
@@ -63,6 +65,23 @@ def trained(output_dir: Path | str, dataset: Dataset | None = None, model: HFCoO
 
 def context(trainer: CoOpTrainer) -> torch.Tensor:
     return trainer.model.prompt_layer.active_learner.ctx.detach().clone()
+
+
+def test_the_output_folder_is_its_own_while_it_trains(tmp_path):
+    out, tried = tmp_path / "out", []
+
+    def another_run(trainer: CoOpTrainer, row: dict) -> None:
+        with pytest.raises(Timeout):
+            FileLock(out / LOCK_FILE, timeout=0).acquire()
+        tried.append(row)
+
+    CoOpTrainer(make_model(), arguments(out), embeds_dataset(), callbacks=[another_run]).train()
+    assert len(tried) == 3
+    assert not list(out.glob(".*"))
+    with FileLock(out / LOCK_FILE), pytest.raises(ValueError, match=f"'{out}' is in use: another run writes to it"):
+        trained(out, overwrite_output_dir=True)
+    assert len(list_checkpoints(out)) == 2  # nothing of the other one was removed
+    trained(out, overwrite_output_dir=True)
 
 
 class TestParity:

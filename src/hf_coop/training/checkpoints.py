@@ -18,6 +18,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..files import LOCK_FILE, locked_folder
 from ..hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from ..modeling import HFCoOp
 
@@ -80,11 +81,15 @@ def check_output_dir(
         The checkpoint to go on from, if any, as [`find_checkpoint`] gives it.
 
     Raises:
-        ValueError: the folder holds a run that `resume` does not go on with, or is a file; or there is no checkpoint.
+        ValueError: the folder holds a run that `resume` does not go on with, is in use by one, or is a file; or there
+            is no checkpoint.
     """
     path = Path(output_dir)
     if path.is_file():
         raise ValueError(f"output_dir {str(output_dir)!r} is a file")
+    if (path / LOCK_FILE).exists():
+        with locked_folder(path):
+            pass
     checkpoint = find_checkpoint(resume, str(output_dir))
     held = [name for name in RUN_FILES if (path / name).exists()] + [p.name for p in list_checkpoints(path)]
     if held and not (overwrite or lies_in(checkpoint, path)):

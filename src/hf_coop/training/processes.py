@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 
+from ..files import locked_folder
 from .arguments import CoOpTrainingArguments
 
 ENCODING_TIMEOUT = timedelta(hours=12)  # processes wait for each other's share of the images
@@ -37,6 +38,18 @@ def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
     return accelerator
+
+
+@contextmanager
+def own_folder(accelerator: Accelerator, folder: str) -> Iterator[None]:
+    """Keep other runs out of a folder, from when the main process has it until all are done.
+
+    Raises:
+        ValueError: another run has it.
+    """
+    with locked_folder(folder) if accelerator.is_main_process else nullcontext():
+        yield
+    accelerator.wait_for_everyone()
 
 
 @contextmanager

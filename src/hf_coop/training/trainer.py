@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.checks import check_labelled_images
 from ..data.features import CachedImages, FreshCrops, weights_fingerprint
-from ..data.sources import broken_images
+from ..data.sources import check_images
 from ..hub import CardDetails
 from ..modeling import HFCoOp
 from .arguments import LBFGS, CoOpTrainingArguments
@@ -35,7 +35,7 @@ from .checkpoints import (
 from .gradients import BatchGradients
 from .lbfgs import FullBatchLBFGS
 from .optimizers import make_optimizer
-from .processes import any_process, make_accelerator, trackers
+from .processes import any_process, make_accelerator, own_folder, trackers
 from .progress import TrainingProgress
 from .recipes import decisive_arguments, fill_in
 from .run import PromptRun
@@ -109,7 +109,7 @@ class CoOpTrainer(PromptRun):
             `TrainOutput` with the number of updates, the mean loss of the last epoch, and `metrics`.
 
         Raises:
-            ValueError: no training data, `output_dir` holds another run, or the checkpoint is of another one.
+            ValueError: no training data, `output_dir` holds another run or is in use, or the checkpoint is of another.
             FloatingPointError: the loss is no longer a number; the step is named.
             OSError: a checkpoint cannot be written; the one before is whole.
             KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; a checkpoint was written first.
@@ -129,7 +129,8 @@ class CoOpTrainer(PromptRun):
         self._start(checkpoint)
         first_step = self.state.global_step
         try:
-            with trackers(self.accelerator, args), self._make_progress() as self._progress, stop_on_signal() as stop:
+            own, tracked = own_folder(self.accelerator, args.output_dir), trackers(self.accelerator, args)
+            with own, tracked, self._make_progress() as self._progress, stop_on_signal() as stop:
                 self._stop_signal = stop
                 for epoch in self._epochs():
                     if self._lbfgs is not None:
@@ -393,6 +394,5 @@ class CoOpTrainer(PromptRun):
             if dataset is not None and views is not None:
                 self.image_embeds(dataset, views)
             elif dataset is not None and dataset._fingerprint not in self._readable:
-                if broken := broken_images(dataset):
-                    raise ValueError(next(iter(broken.values())))
+                check_images(dataset)
                 self._readable.add(dataset._fingerprint)

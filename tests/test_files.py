@@ -1,0 +1,43 @@
+"""Folders that belong to one run at a time."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from filelock import FileLock
+
+from hf_coop.files import LOCK_FILE, locked_folder
+
+
+def test_another_process_is_kept_out(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    another = FileLock(folder / LOCK_FILE)  # not by `locked_folder`, so as another process has it
+    with another, pytest.raises(ValueError, match=f"'{folder}' is in use: another run"), locked_folder(folder):
+        pass
+    with locked_folder(folder), locked_folder(str(folder)):
+        assert (folder / LOCK_FILE).exists()
+    assert not list(folder.iterdir())
+
+
+def test_what_a_killed_process_left_is_no_lock(tmp_path):
+    (tmp_path / LOCK_FILE).touch()
+    with locked_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_stays_where_something_was_written(tmp_path):
+    with locked_folder(tmp_path / "empty"):
+        pass
+    with locked_folder(tmp_path / "full"):
+        (tmp_path / "full" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="cannot write to"), locked_folder(tmp_path / "out"):
+        pass
