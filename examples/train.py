@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, set_seed
 from hf_coop import CoOpTrainingArguments, HFCoOp, data
 from hf_coop.demo import DEMO_CLIP
 from hf_coop.encoding import check_templates
-from hf_coop.evaluation import plot_training_curves
+from hf_coop.evaluation import accuracies_told, plot_training_curves
 from hf_coop.files import staged_folder
 from hf_coop.training import check_output_dir, describe_source, learn_prompt, starting_prompt, timed
 from hf_coop.tuners import config_class_of, make_prompt_arguments, prompt_options
@@ -52,6 +52,8 @@ class DataArguments:
     label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
     classnames_file: str | None = field(default=None, metadata={"help": "Class names, one a line, in label order."})
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
+    test_size: float | None = field(default=None, metadata={"help": "Share of train_dir to hold out as test images."})
+    cv_folds: int | None = field(default=None, metadata={"help": "Cross-validate over the shots, in so many folds."})
     num_shots: int = field(default=16, metadata={"help": "Training images a class; 0: all."})
     subsample_classes: str = field(default="all", metadata={"help": "all, base (first half) or new (second half)."})
     zero_shot_template: str | None = field(default=None, metadata={"help": "Compared with; default: the benchmark's."})
@@ -60,7 +62,7 @@ class DataArguments:
         self.zero_shot_template = self.zero_shot_template or data.hand_crafted_template(self.benchmark)
 
     def load(self, seed: int) -> Any:
-        here = ("num_shots", "subsample_classes", "zero_shot_template")
+        here = ("num_shots", "subsample_classes", "zero_shot_template", "cv_folds")
         splits = data.load_image_splits(**{name: value for name, value in asdict(self).items() if name not in here})
         return data.subsample_classes(data.few_shot_splits(splits, self.num_shots, seed), self.subsample_classes)
 
@@ -80,7 +82,8 @@ def train(
         path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
         model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
     described = describe_source(data_args.train_dir, data_args.dataset_name, data_args.benchmark)
-    trainer, scores = learn_prompt(model, args, splits, data_args.zero_shot_template, **described)
+    template, folds = data_args.zero_shot_template, data_args.cv_folds
+    trainer, scores = learn_prompt(model, args, splits, template, cv_folds=folds, **described)
     trainer.save_model()
 
     seconds |= scores.pop("seconds")
@@ -91,9 +94,7 @@ def train(
         with staged_folder(args.output_dir) as folder:
             Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             plot_training_curves(trainer.state.log_history, Path(folder, "training_curves.png"))
-        for name in ("zero_shot", "learned") if "test" in splits else ():
-            accuracy, images = scores[name]["accuracy"], scores[name]["num_samples"]
-            print(f"{name.replace('_', '-')} accuracy: {accuracy:.2%} of {images} test images")
+        print(accuracies_told(scores))
         print(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_coop import HFCoOp
 from hf_coop.encoding import template_embeddings
-from hf_coop.evaluation.metrics import classification_metrics, expected_calibration_error
+from hf_coop.evaluation.metrics import accuracies_told, classification_metrics, expected_calibration_error
 
 NAMES = list("abcdefg")
 
@@ -34,6 +34,15 @@ class TestMetrics:
     def test_equal_names_each_have_their_accuracy(self):
         metrics = classification_metrics(one_hot_like([0, 1, 0])[:, :3], [0, 1, 1], ["missile", "missile", "cat"])
         assert metrics["per_class_accuracy"] == {"missile (label 0)": 1.0, "missile (label 1)": 0.5}
+
+    def test_lines_to_read(self):
+        score = {"accuracy": 0.5, "num_samples": 4}
+        folds = {"accuracy": 0.75, "std": 0.25, "folds": [0.5, 1.0]}
+        assert accuracies_told({"training": {}, "zero_shot": score, "cross_validation": folds}).splitlines() == [
+            "zero-shot accuracy: 50.00% of 4 test images",
+            "cross-validated accuracy: 75.00% ± 25.00% over 2 folds of the training images",
+        ]
+        assert "nothing was measured: give --test_dir, --test_size" in accuracies_told({"training": score})
 
     def test_top5(self):
         scores = np.array([[0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02]] * 3)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from hf_coop import HFCoOp
 from hf_coop.data import load_benchmark, load_image_splits
+from hf_coop.training import check_output_dir
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -148,6 +149,21 @@ class TestOutput:
         run([*map(str, options), "--save_strategy", "no", "--output_dir", str(tmp_path / "out")])
         (entry,) = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()["model-index"]
         assert {result["dataset"]["split"] for result in entry["results"]} == {"validation"}
+
+
+def test_without_a_test_folder(data, tmp_path, monkeypatch, capsys):
+    """A part is held out, and the shots are cross-validated. In this process, to save time."""
+    options = command(tmp_path, data, "--num_train_epochs", 2, "--save_strategy", "no", "--cv_folds", 2)
+    place = options.index("--test_dir")
+    options[place : place + 2] = ["--test_size", "0.2"]
+    monkeypatch.setattr(sys, "argv", [TRAIN, *options])
+    runpy.run_path(TRAIN, run_name="__main__")
+    found, told = metrics(tmp_path), capsys.readouterr().out
+    assert found["learned"]["num_samples"] == 3
+    assert len(found["cross_validation"]["folds"]) == 2
+    assert "cross_validation" in found["seconds"]
+    assert f"learned accuracy: {found['learned']['accuracy']:.2%} of 3 test images" in told
+    assert f"cross-validated accuracy: {found['cross_validation']['accuracy']:.2%} ± " in told
 
 
 def test_equal_class_names(data, tmp_path):
@@ -305,6 +321,23 @@ class TestBadInput:
         done = run(command(tmp_path / "out", broken, "--skip_broken_images", "--num_train_epochs", 2))
         assert "1 of 11 test images skipped" in done.stderr
         assert metrics(tmp_path / "out")["learned"]["num_samples"] == 10
+
+    @pytest.mark.slow
+    def test_a_folder_in_use(self, refused, data, tmp_path):
+        out = tmp_path / "out"
+        arguments = command(out, data, "--save_strategy", "no", "--num_train_epochs", 100_000)
+        process = subprocess.Popen(
+            [sys.executable, TRAIN, *arguments], env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (out / ".lock").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert f"'{out}' is in use: another run writes to it now" in refused(*arguments)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        check_output_dir(out, None, False)  # what a killed run leaves is in nobody's way
+        assert not list(out.iterdir())
 
     def test_one_line_each(self, refused, data, tmp_path, whole):
         assert "holds another run" in refused(*command(whole, data))

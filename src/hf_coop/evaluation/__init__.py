@@ -3,7 +3,7 @@
 from .baselines import BASELINES, ENSEMBLES, Baseline
 from .few_shot_features import FewShotFeatures, Head
 from .figures import plot_training_curves
-from .metrics import classification_metrics, expected_calibration_error
+from .metrics import accuracies_told, classification_metrics, expected_calibration_error
 from .nearest_words import nearest_words
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Baseline",
     "FewShotFeatures",
     "Head",
+    "accuracies_told",
     "classification_metrics",
     "expected_calibration_error",
     "nearest_words",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,25 @@ def classification_metrics(
         "num_samples": len(labels),
         "per_class_accuracy": {keys[k]: float(correct[labels == k].mean()) for k in present},
     }
+
+
+def accuracies_told(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each accuracy of a run on images that it did not learn from, or what to do where there is none.
+
+    Args:
+        scores: of "zero_shot" and "learned", from [`classification_metrics`]; of "cross_validation", with `accuracy`,
+            `std` and `folds`. Each may be missing.
+    """
+    found = {name: scores[name] for name in ("zero_shot", "learned") if name in scores}
+    lines = [
+        f"{name.replace('_', '-')} accuracy: {score['accuracy']:.2%} of {score['num_samples']} test images"
+        for name, score in found.items()
+    ]
+    if folds := scores.get("cross_validation"):
+        told = f"{folds['accuracy']:.2%} ± {folds['std']:.2%} over {len(folds['folds'])} folds of the training images"
+        lines.append(f"cross-validated accuracy: {told}")
+    nothing = "no test images, so nothing was measured: give --test_dir, --test_size 0.2 or --cv_folds 5"
+    return "\n".join(lines or [nothing])
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> float:

@@ -2,6 +2,7 @@
 
 from .arguments import CoOpTrainingArguments
 from .checkpoints import check_output_dir, list_checkpoints, wants_resume
+from .cross_validation import cross_validate
 from .fit import describe_source, fit, learn_prompt, timed
 from .recipes import starting_prompt
 from .trainer import CoOpTrainer
@@ -10,6 +11,7 @@ __all__ = [
     "CoOpTrainer",
     "CoOpTrainingArguments",
     "check_output_dir",
+    "cross_validate",
     "describe_source",
     "fit",
     "learn_prompt",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ..hub import METRICS
 from ..modeling import HFCoOp
 from ..tuners import config_class_of
 from .arguments import CoOpTrainingArguments
+from .cross_validation import cross_validate
 from .recipes import starting_prompt
 from .trainer import CoOpTrainer
 
@@ -43,10 +45,10 @@ def fit(
     """Learn a prompt from labelled images by the default recipe: what `hf-coop train` does, without files.
 
     Args:
-        train: a folder with one sub-folder of images a class; a benchmark of the papers ("oxford_flowers"); a data set
-            as in [`~hf_coop.data.load_image_splits`] (a Hub repository, a `.parquet` file, a folder of `save_to_disk`,
-            "demo" for the embedded digits); or a `datasets.Dataset` or `DatasetDict` with the columns `image` and
-            `label`.
+        train: a folder with one sub-folder of images a class, or a zip of it; a benchmark of the papers
+            ("oxford_flowers"); a data set as in [`~hf_coop.data.load_image_splits`] (a Hub repository, a `.parquet`
+            file, a folder of `save_to_disk`, "demo" for the embedded digits); or a `datasets.Dataset` or `DatasetDict`
+            with the columns `image` and `label`.
         clip: a repository, a folder, or a loaded `CLIPModel`; "demo" for the embedded one.
         test: test images for a folder (another folder) or a `Dataset` (another one). Data sets with a test split bring
             their own.
@@ -102,6 +104,8 @@ def learn_prompt(
     args: CoOpTrainingArguments,
     splits: Mapping[str, Dataset],
     zero_shot_template: str,
+    *,
+    cv_folds: int | None = None,
     **described: Any,
 ) -> tuple[CoOpTrainer, dict[str, Any]]:
     """Train a prompt; where there are test images, measure a hand-written one before and the learned one afterwards.
@@ -114,17 +118,22 @@ def learn_prompt(
         splits (`Mapping[str, Dataset]`): `train`, and `validation` and `test` where there are any.
         zero_shot_template (`str`): the hand-written prompt; also what `args` hold the learned one near, unless they
             name another.
+        cv_folds (`int`, *optional*): also measure by [`cross_validate`] over the training images.
         described: what `model.card_details` says of the images: `dataset_name`, `dataset_id`.
 
     Returns:
         The trainer, whose model holds the prompt and its `card_details`; and what was measured: `zero_shot`,
-        `learned`, `validation` (as [`CoOpTrainer.evaluate`] gives it), `training`, and `seconds` of each phase.
+        `learned`, `validation` (as [`CoOpTrainer.evaluate`] gives it), `cross_validation`, `training`, and `seconds`
+        of each phase.
     """
     args = replace(args, anchor_template=args.anchor_template or zero_shot_template)
-    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
-    test = splits.get("test")
     scores: dict[str, Any] = {}
     seconds: dict[str, float] = {}
+    if cv_folds is not None:
+        with timed(seconds, "cross_validation"):
+            scores["cross_validation"] = cross_validate(model, args, splits["train"], cv_folds)
+    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
+    test = splits.get("test")
     with timed(seconds, "features"):
         trainer.encode_datasets()
         if test is not None:
@@ -173,7 +182,9 @@ def _source_of(train: Any) -> dict[str, Any]:
     from datasets import Dataset, DatasetDict
 
     if isinstance(train, (str, os.PathLike)):
-        path = Path(train)
+        path = Path(train).expanduser()
+        if path.is_file() and zipfile.is_zipfile(path):
+            return {"train_dir": train}
         if path.is_dir() and not (path / "dataset_dict.json").exists() and any(p.is_dir() for p in path.iterdir()):
             return {"train_dir": train}
         if not path.exists() and str(train) in IMAGE_SETS:
