@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-all test-lowest test-newest lint clean
+.PHONY: install demo test test-all test-lowest test-newest lint guide clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# docs/how-clip-reads-a-class-name.md and its figures, from the notebook of that name.
+guide: install
+	$(BIN)/python docs/make_guide.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest outputs build dist

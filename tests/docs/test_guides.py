@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 DOCS = Path(__file__).parents[2] / "docs"
+make_guide = runpy.run_path(str(DOCS / "make_guide.py"))
+FIGURES = make_guide["FIGURES"]
 
 
 def python_blocks(guide: str) -> list[str]:
@@ -71,3 +76,43 @@ def test_adding_a_method(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "label_smoothing must be at least 0 and below 1, got 2" in done.stdout
     assert "label_smoothing=0.1 is an option of SmoothCoOp, not of CoOp" in done.stdout
+
+
+def without_printed(page: str) -> str:
+    """The page with the number of lines in the place of what cells print: numbers differ from machine to machine."""
+    return re.sub(r"```text\n(.*?)```", lambda block: f"{block[1].count(chr(10))} lines", page, flags=re.DOTALL)
+
+
+def test_how_clip_reads_a_class_name(monkeypatch):
+    """The notebook runs, the page is in step with it, and what the page says of its numbers is true here too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = make_guide["run_notebook"]()
+    page = make_guide["page_of"](notebook)
+    written = make_guide["PAGE"].read_text(encoding="utf-8")
+    assert without_printed(page) == without_printed(written), "run `make guide`"
+    assert all((FIGURES / name).exists() for name in make_guide["figures_of"](notebook))
+
+    exact = re.findall(r"^(?:EOS, .*|is_causal=True .*) differs by (.*)$", page, re.MULTILINE)
+    assert exact == ["0.0e+00"] * 3
+    (without_causality,) = re.findall(r"^is_causal=False: EOS differs by (.*)$", page, re.MULTILINE)
+    assert float(without_causality) > 0.1
+    before, learned, _ = map(float, re.findall(r"test images: ([\d.]+)%", page))
+    assert learned > before + 3
+
+
+def test_figures():
+    """They are opaque, so that they can be read on dark pages, not large, and have a text for who cannot see them."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    for path in FIGURES.glob("*.png"):
+        assert Image.open(path).convert("RGBA").getchannel("A").getextrema() == (255, 255)
+        assert path.stat().st_size < 200_000
+        assert re.search(rf"!\[[^]]{{40,}}\]\([./]*figures/{path.name}\)", pages), path.name
+
+
+def test_the_readme_quotes_the_guide():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## How CLIP reads a class name\n")[2].partition("\n## ")[0]
+    (quoted,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    page = make_guide["PAGE"].read_text(encoding="utf-8").splitlines()
+    assert [line for line in quoted.splitlines() if line not in page] == []
