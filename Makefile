@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-all test-lowest test-newest lint guide clean
+.PHONY: install demo test test-all test-lowest test-newest lint docs guide clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site in build/site. The warning that is silenced is of a future mkdocs 2.
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # docs/how-clip-reads-a-class-name.md and its figures, from the notebook of that name.
 guide: install

@@ -75,7 +75,8 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     in `(b / bins, (b + 1) / bins]`.
 
     Args:
-        probabilities (`np.ndarray` of shape `(N, K)`), labels (`np.ndarray` of shape `(N,)`).
+        probabilities (`np.ndarray` of shape `(N, K)`): of each class.
+        labels (`np.ndarray` of shape `(N,)`): the true classes.
         bins (`int`): how many.
     """
     confidence = probabilities.max(1).astype(np.float64)
