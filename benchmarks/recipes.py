@@ -4,7 +4,7 @@ Shots are drawn from the few-shot pool, and accuracy is measured on the images o
 test images play no part. Finished runs are kept in `--cache`, so that an interrupted table goes on where it stopped.
 
     python benchmarks/recipes.py                                # the whole table
-    python benchmarks/recipes.py --tasks plain --seeds 1        # some of it
+    python benchmarks/recipes.py --tasks demo --seeds 1         # some of it
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -22,10 +22,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,44 +31,17 @@ from rich.table import Table
 from hf_coop import CoOpConfig, CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.data import few_shot_indices
 from hf_coop.data.features import encode_images
-from hf_coop.demo import CLASSNAMES, DEMO_CLIP, load_digits_dataset
+from hf_coop.demo import CLASSNAMES, DEMO_CLIP, DEMO_SETS, load_digits_dataset
 from hf_coop.training import starting_prompt
 
-NOISE_STD = 80.0  # of 255
 CONTEXTS = {"generic": False, "class-specific": True}
 KEYS = ("recipe", "context", "task", "shots", "seed")
 
 
-def inverted(image: Image.Image, row: int) -> Image.Image:
-    return image.point(lambda value: 255 - value)
-
-
-def noisy(image: Image.Image, row: int) -> Image.Image:
-    noise = np.random.default_rng([0, row]).normal(0, NOISE_STD, (image.height, image.width, 1))
-    return Image.fromarray(np.clip(np.rint(np.asarray(image) + noise), 0, 255).astype(np.uint8))
-
-
-def rotated(image: Image.Image, row: int) -> Image.Image:
-    return image.rotate(45, Image.Resampling.BICUBIC)
-
-
-def faint(image: Image.Image, row: int) -> Image.Image:
-    return image.point(lambda value: round(0.25 * value))
-
-
-TASKS: dict[str, Callable[[Image.Image, int], Image.Image] | None] = {
-    "plain": None,
-    **{shift.__name__: shift for shift in (inverted, noisy, rotated, faint)},
-}
-
-
 @cache
 def encoded_pool(task: str) -> Dataset:
-    """The few-shot pool as features, all of its images shifted as `task` says."""
-    pool, shift = load_digits_dataset()["train"], TASKS[task]
-    if shift is not None:
-        images = [shift(image, row) for row, image in enumerate(pool["image"])]
-        pool = Dataset.from_dict({"image": images, "label": pool["label"][:]}, features=pool.features)
+    """The few-shot pool of an embedded image set, as features."""
+    pool = load_digits_dataset(task)["train"]
     embeds = encode_images(HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES), pool)[:, 0]
     return Dataset.from_dict({"image_embeds": embeds.numpy(), "label": pool["label"][:]})
 
@@ -141,7 +112,7 @@ def print_tables(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=("paper", "fast"), default=["paper", "fast"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=DEMO_SETS, default=list(DEMO_SETS))
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(

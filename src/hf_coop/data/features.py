@@ -67,7 +67,8 @@ def encode_images(
         OSError: the cache cannot be written.
     """
     if "image_embeds" in dataset.column_names:
-        return torch.tensor(np.asarray(dataset["image_embeds"][:], dtype=np.float32))[:, None]
+        embeds = dataset.with_format("numpy", columns=["image_embeds"])["image_embeds"][:]
+        return torch.from_numpy(np.array(embeds, dtype=np.float32))[:, None]
     if not len(dataset):  # the share of a process of many
         return torch.zeros(0, views, model.clip.config.projection_dim)
     computed = feature_dtype(model.clip, dtype)

@@ -66,13 +66,9 @@ def few_shot_splits(splits: DatasetDict, num_shots: int, seed: int) -> DatasetDi
     Raises:
         ValueError: `num_shots` is negative.
     """
-    generator = random.Random(seed)
-    sampled = type(splits)(splits)
-    for name, shots in (("train", num_shots), ("validation", min(num_shots, MAX_VALIDATION_SHOTS))):
-        if name in splits and (name == "train" or splits[name] is not splits.get("test")):
-            labels = splits[name]["label"][:]
-            sampled[name] = splits[name].select(few_shot_indices(labels, shots, generator))
-    _warn_of_small_classes(sampled["train"], num_shots)
+    rows = few_shot_rows(splits, num_shots, seed)
+    sampled = type(splits)({**splits, **{name: splits[name].select(chosen) for name, chosen in rows.items()}})
+    warn_of_small_classes(sampled["train"], num_shots)
     return sampled
 
 
@@ -103,7 +99,17 @@ def hold_out_test(splits: DatasetDict, test_size: float) -> DatasetDict:
     return type(splits)({**splits, "train": train.select(sorted(rows[0])), "test": train.select(sorted(rows[1]))})
 
 
-def _warn_of_small_classes(train: Dataset, num_shots: int) -> None:
+def few_shot_rows(splits: DatasetDict, num_shots: int, seed: int) -> dict[str, list[int]]:
+    """The rows that [`few_shot_splits`] draws, of the splits that it draws from."""
+    generator, rows = random.Random(seed), {}
+    for name, shots in (("train", num_shots), ("validation", min(num_shots, MAX_VALIDATION_SHOTS))):
+        if name in splits and (name == "train" or splits[name] is not splits.get("test")):
+            rows[name] = few_shot_indices(splits[name]["label"][:], shots, generator)
+    return rows
+
+
+def warn_of_small_classes(train: Dataset, num_shots: int) -> None:
+    """Warn where classes have fewer images than are asked for."""
     counts = class_counts(train)
     small = [f"{name!r} ({count})" for name, count in counts.items() if count < num_shots]
     if small:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PILImage
 
+from ..demo import DEMO_SETS, load_digits_dataset
 from ..encoding import check_classnames
 from ..errors import some, whole_message
 from .benchmarks import load_benchmark
@@ -55,7 +56,8 @@ def load_image_splits(
     Args:
         train_dir, test_dir: folders with one sub-folder of images a class, or zip files of them; or
         dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
-            "demo" for the embedded digits; or a `Dataset` (of training images) or `DatasetDict` itself; or
+            "demo" for the embedded digits ("demo_inverted", …: shifted versions of them); or a `Dataset` (of training
+            images) or `DatasetDict` itself; or
         benchmark (`str`): one of the papers' image sets, which is below `data_dir`; see [`load_benchmark`].
         dataset_config_name (`str`, *optional*): its configuration.
         train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
@@ -142,12 +144,10 @@ def _load_dataset_dict(
         return name
     path = Path(name).expanduser()
     saved_to_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    if config_name is not None and (name == DEMO or path.is_file() or saved_to_disk):
+    if config_name is not None and (name in DEMO_SETS or path.is_file() or saved_to_disk):
         raise ValueError(f"{os.fspath(name)!r} has no configurations: leave dataset_config_name={config_name!r} out")
-    if name == DEMO:
-        from ..demo import load_digits_dataset
-
-        return load_digits_dataset()
+    if name in DEMO_SETS:
+        return load_digits_dataset(str(name))
     local = path.suffix == ".parquet" or os.fspath(name).startswith((".", "~")) or path.is_absolute()
     if local and not path.exists():
         raise ValueError(f"no such file or folder: {os.fspath(name)!r}")
