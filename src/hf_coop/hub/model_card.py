@@ -154,7 +154,7 @@ def create_model_card(
         config=config,
         repo_id=REPO_PLACEHOLDER,
         base_model=plain_text(base) if base else None,
-        base_model_link=_hub_id(base),
+        base_model_link=hub_id(base),
         base_model_code=json.dumps(os.fspath(base or "openai/clip-vit-base-patch16")),
         revision_code=json.dumps(config.revision) if config.revision else None,
         ctx_init=plain_text(config.ctx_init) if config.ctx_init else None,
@@ -173,8 +173,8 @@ def create_model_card(
 
 def card_data(config: PromptConfig, details: CardDetails) -> ModelCardData:
     """The card's metadata (https://huggingface.co/docs/hub/model-cards)."""
-    base = _hub_id(config.base_model_name_or_path)
-    dataset = _hub_id(details.dataset_id)
+    base = hub_id(config.base_model_name_or_path)
+    dataset = hub_id(details.dataset_id)
     kept = details.to_dict()
     return ModelCardData(
         library_name="peft",
@@ -197,7 +197,7 @@ def _eval_results(details: CardDetails) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=_hub_id(details.dataset_id)
+            dataset_type=hub_id(details.dataset_id)
             or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
             or "unnamed",
             dataset_name=name,
@@ -211,7 +211,7 @@ def _eval_results(details: CardDetails) -> list[EvalResult]:
     ]
 
 
-def _hub_id(name: str | os.PathLike[str] | None) -> str | None:
+def hub_id(name: str | os.PathLike[str] | None) -> str | None:
     """`name` if it can be a repository on the Hub and is no path here: all that the Hub takes in metadata."""
     if not name or os.path.exists(name):
         return None

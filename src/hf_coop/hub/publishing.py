@@ -18,7 +18,7 @@ REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the re
 def push_folder(
     folder: str | os.PathLike[str],
     repo_id: str,
-    files: Sequence[str] = ADAPTER_FILES,
+    files: Sequence[str] | None = None,
     *,
     commit_message: str = "Upload prompt with hf-coop",
     commit_description: str | None = None,
@@ -30,12 +30,14 @@ def push_folder(
     """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
 
     The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
-    of the repository.
+    of the repository. A folder that holds the folders of many adapters, such as the `prompts` of an experiment,
+    becomes a repository with a sub-folder for each.
 
     Args:
-        folder: of `save_pretrained`.
+        folder: of `save_pretrained`, or one that holds such folders.
         repo_id (`str`): `user/name`; made if needed.
-        files (`Sequence[str]`): what to push, relative to `folder`; those that are missing are left out.
+        files (`Sequence[str]`, *optional*): what to push, relative to `folder`; those that are missing are left out.
+            Default: the files of its adapter, or of all adapters below it.
         commit_message, commit_description, private, token, revision, create_pr: as in
             `transformers.PreTrainedModel.push_to_hub`. `revision` is a branch, made if needed.
 
@@ -43,7 +45,7 @@ def push_folder(
         ValueError: the folder holds no sound adapter.
         OSError: the upload failed; nothing of it is on the Hub.
     """
-    files = [name for name in files if os.path.isfile(os.path.join(folder, name))]
+    files = [name for name in files or files_to_push(Path(folder)) if os.path.isfile(os.path.join(folder, name))]
     configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
     for name in configs:
         config = read_adapter_config(fetch_adapter(folder, os.path.dirname(name)))
@@ -73,8 +75,20 @@ def push_folder(
         ) from error
 
 
+def files_to_push(folder: Path) -> list[str]:
+    """The files of an adapter's folder, or its card and those of all adapters below it, relative to `folder`."""
+    if (folder / CONFIG_FILE).exists():
+        return list(ADAPTER_FILES)
+    below = [path.parent.relative_to(folder) for path in sorted(folder.rglob(CONFIG_FILE))]
+    return [CARD_FILE, *(os.path.join(place, name) for place in below for name in ADAPTER_FILES)]
+
+
 def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
-    content = Path(folder, name).read_bytes()
-    if name == CARD_FILE:
+    content, path = Path(folder, name).read_bytes(), name.replace(os.sep, "/")
+    place, _, file = path.rpartition("/")
+    if file == CARD_FILE:
+        if place:
+            there = f'"{repo_id}", subfolder="{place}"'
+            content = content.replace(f'"{REPO_PLACEHOLDER}"'.encode(), there.encode())
         content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
-    return CommitOperationAdd(name.replace(os.sep, "/"), content)
+    return CommitOperationAdd(path, content)
