@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     help="Few-shot prompt learning for CLIP: learn, share and use prompts.",
@@ -84,14 +85,136 @@ def train(context: typer.Context) -> None:
     _run_example("train.py", context)
 
 
+class SpacedLists(TyperCommand):
+    """A command whose options take several values behind one name, as in `--shots 1 2 4`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        current = None  # the option whose values these are
+        for argument in args:
+            name, given, _ = argument.partition("=")
+            if argument.startswith("--"):
+                current = name if name in several else None
+                spread += [] if current and not given else [argument]
+            else:
+                spread += [current, argument] if current else [argument]
+        return super().parse_args(ctx, spread)
+
+
+OWN = "Your own images instead of a benchmark"
+RUNNING = "Running"
+SHOWN = "What is shown"
+
+
+@app.command(
+    cls=SpacedLists, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, no_args_is_help=True
+)
+def experiment(
+    context: typer.Context,
+    protocol: Annotated[
+        str,
+        typer.Argument(help="few-shot, base-to-new, cross-dataset, domain-generalization or context (its length)."),
+    ],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder of the results; it goes on, and may grow.")],
+    benchmark: Annotated[
+        list[str], typer.Option(help="Image sets to learn on: oxford_flowers dtd …; demo: the embedded images.")
+    ] = [],  # noqa: B006 - typer never changes it
+    data_dir: Annotated[str | None, typer.Option("--data_dir", help="Folder of the benchmarks.")] = None,
+    targets: Annotated[
+        list[str], typer.Option(help="Other sets to test on: benchmarks, folders, data sets. Default: the papers'.")
+    ] = [],  # noqa: B006
+    methods: Annotated[
+        list[str],
+        typer.Option(help="zero_shot ensemble_7 linear_probe … coop coop_csc coop_middle cocoop kgcoop prograd."),
+    ] = [],  # noqa: B006
+    shots: Annotated[list[int], typer.Option(help="Training images a class; default: the protocol's.")] = [],  # noqa: B006
+    seeds: Annotated[list[int], typer.Option(help="One run of each method and shots a seed.")] = [1, 2, 3],  # noqa: B006
+    n_ctx: Annotated[list[int], typer.Option("--n_ctx", help="Context vectors; several with context.")] = [],  # noqa: B006
+    ctx_init: Annotated[list[str], typer.Option("--ctx_init", help="Words to start from; several with context.")] = [],  # noqa: B006
+    model_name_or_path: Annotated[
+        str | None,
+        typer.Option("--model_name_or_path", help="CLIP on the Hub or in a folder; demo: the embedded one."),
+    ] = None,
+    model_revision: Annotated[str | None, typer.Option("--model_revision", help="Its branch, tag or commit.")] = None,
+    zero_shot_template: Annotated[
+        str | None, typer.Option("--zero_shot_template", help="The hand-written prompt; default: the set's own.")
+    ] = None,
+    train_dir: Annotated[
+        str | None, typer.Option("--train_dir", help="One sub-folder of images a class.", rich_help_panel=OWN)
+    ] = None,
+    test_dir: Annotated[
+        str | None, typer.Option("--test_dir", help="The same, of test images.", rich_help_panel=OWN)
+    ] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", help="Data set on the Hub or here.", rich_help_panel=OWN)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="Print the plan alone.", rich_help_panel=RUNNING)] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry_failed", help="Do failed runs again.", rich_help_panel=RUNNING)
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes of this machine.", rich_help_panel=RUNNING)] = 1,
+    backend: Annotated[
+        str, typer.Option(help="loky: this machine; dask: a cluster.", rich_help_panel=RUNNING)
+    ] = "loky",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of dask's scheduler, tcp://HOST:8786.", rich_help_panel=RUNNING)
+    ] = None,
+    save_prompts: Annotated[
+        bool, typer.Option("--save_prompts", help="Keep the learned prompts.", rich_help_panel=SHOWN)
+    ] = False,
+    ci95: Annotated[
+        bool, typer.Option("--ci95", help="95 % intervals instead of deviations.", rich_help_panel=SHOWN)
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="The papers' averages beside (ViT-B/16).", rich_help_panel=SHOWN)
+    ] = False,
+) -> None:
+    """Run a protocol of the papers: methods by image sets, shots and seeds, with tables and curves.
+
+    Interrupted, the same command goes on where it stopped. All other options are those of `hf-coop train`, for all
+    runs: --recipe, --num_train_epochs, --image_views, --classnames_file, --test_split, ….
+    """
+    given = dict(context.params)
+    own = {name: given.pop(name) for name in ("train_dir", "test_dir", "dataset_name")}
+    dry_run = given.pop("dry_run")
+    from hf_coop.experiments import Experiment, parse_options, run_experiment
+
+    with _errors_as_messages():
+        passed_on = parse_options(context.args)
+        images = {name: value for name, value in own.items() if value is not None} | passed_on.pop("images")
+        try:
+            run_experiment(Experiment(**given, images=images, **passed_on), dry_run=dry_run)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+
+
 @app.command(
     name="base-to-new",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
 def base_to_new(context: typer.Context) -> None:
-    """Learn on half of the classes, test on both halves (the options are those of examples/base_to_new.py)."""
-    _run_example("base_to_new.py", context)
+    """Learn on half of the classes, test on both halves: `hf-coop experiment base-to-new`."""
+    app(["experiment", "base-to-new", *context.args], prog_name="hf-coop")
+
+
+@app.command(cls=SpacedLists)
+def results(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `hf-coop experiment`.")],
+    by: Annotated[
+        str, typer.Option(help="Columns to compare by, with commas: method,shots,dataset.")
+    ] = "method,shots",
+    ci95: Annotated[bool, typer.Option("--ci95", help="95 % intervals instead of deviations.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="As a LaTeX table.")] = False,
+) -> None:
+    """Compare the results of experiments."""
+    from hf_coop.experiments import compare_results
+
+    with _errors_as_messages():
+        table = compare_results(folders, by.split(","))
+    typer.echo(table.latex(ci95) if latex else table.markdown(ci95))
 
 
 @app.command()
@@ -144,7 +267,7 @@ def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> No
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of a saved prompt.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the prompts of an experiment.")],
     repo: Annotated[str, typer.Argument(help="user/name; made if needed.")],
     private: Annotated[bool | None, typer.Option(help="Whether a repository that is made is private.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if needed.")] = None,
@@ -154,7 +277,7 @@ def push(
     ] = "Upload prompt with hf-coop",
     token: Token = None,
 ) -> None:
-    """Check a saved prompt and push it to the Hub, in one commit."""
+    """Check a saved prompt, or all those of an experiment, and push to one repository on the Hub, in one commit."""
     from hf_coop.hub import push_folder
 
     with _errors_as_messages():

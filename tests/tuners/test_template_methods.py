@@ -378,29 +378,6 @@ class TestWaysIn:
         assert learner(model).ctx.grad.abs().sum() > 0
 
 
-def test_base_to_new(tmp_path, monkeypatch):
-    arguments = [
-        "--model_name_or_path",
-        "demo",
-        "--dataset_name",
-        "demo",
-        "--num_shots",
-        "1",
-        "--num_train_epochs",
-        "1",
-        "--seeds",
-        "1",
-    ]
-    arguments += ["--save_strategy", "no", "--methods", *METHODS, "--output_dir", str(tmp_path / "out")]
-    run_example(monkeypatch, "base_to_new.py", *arguments, "--template", "the digit {}.")
-    result = json.loads((tmp_path / "out" / "base_to_new.json").read_text())
-    assert result["scores"].keys() == {"zero_shot", *METHODS}
-    assert "| KgCoOp |" in (tmp_path / "out" / "base_to_new.md").read_text()
-    for method in METHODS:
-        config = HFCoOp.from_pretrained(tmp_path / "out" / f"{method}-seed1").prompt_config
-        assert (config.peft_type, config.template) == (method.upper(), "the digit {}.")
-
-
 class TestBadInput:
     @methods
     @pytest.mark.parametrize(

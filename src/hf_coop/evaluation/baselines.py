@@ -216,12 +216,19 @@ class Baseline:
     """A baseline by name: how its head is fitted, and from which hand-written prompts.
 
     Attributes:
+        label (`str`): as tables call it.
         fit: from [`FewShotFeatures`] to a [`Head`].
         ensemble (`str`, *optional*): a key of `ENSEMBLES`; without one, the set's own template.
     """
 
+    label: str
     fit: Callable[[FewShotFeatures], Head]
     ensemble: str | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether it looks at images; those that do not can be asked about any class names."""
+        return self.fit is not zero_shot
 
     def templates(self, template: str, benchmark: str | None = None) -> list[str]:
         """The hand-written prompts whose class embeddings ([`HFCoOp.template_embeddings`]) `fit` takes.
@@ -240,11 +247,11 @@ class Baseline:
 
 #: All baselines by the name that the command takes.
 BASELINES = {
-    "zero_shot": Baseline(zero_shot),
-    "ensemble_7": Baseline(zero_shot, "imagenet_7"),
-    "ensemble_80": Baseline(zero_shot, "imagenet_80"),
-    "linear_probe": Baseline(linear_probe),
-    "gda": Baseline(gda),
-    "tip_adapter": Baseline(tip_adapter),
-    "clap": Baseline(clap),
+    "zero_shot": Baseline("zero-shot", zero_shot),
+    "ensemble_7": Baseline("ensemble of 7", zero_shot, "imagenet_7"),
+    "ensemble_80": Baseline("ensemble of 80", zero_shot, "imagenet_80"),
+    "linear_probe": Baseline("linear probe", linear_probe),
+    "gda": Baseline("GDA", gda),
+    "tip_adapter": Baseline("Tip-Adapter", tip_adapter),
+    "clap": Baseline("CLAP", clap),
 }
