@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+from typer.testing import CliRunner
+
+from hf_coop_cli import app
 
 DOCS = Path(__file__).parents[2] / "docs"
 make_guide = runpy.run_path(str(DOCS / "make_guide.py"))
@@ -116,3 +119,26 @@ def test_the_readme_quotes_the_guide():
     (quoted,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
     page = make_guide["PAGE"].read_text(encoding="utf-8").splitlines()
     assert [line for line in quoted.splitlines() if line not in page] == []
+
+
+def commands(guide: str) -> list[list[str]]:
+    """The arguments of each `hf-coop` command of a guide, as the shell expands them."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (DOCS / guide).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    shell = 'hf-coop() { printf "%s\\n" "$@" ""; }\n' + "\n".join(blocks)
+    done = subprocess.run(["bash", "-euc", shell], capture_output=True, text=True, check=True)
+    return [command.split("\n") for command in done.stdout.strip("\n").split("\n\n")]
+
+
+def test_the_experiments_of_the_guide_have_plans(trees, tmp_path, monkeypatch):
+    """Each command is one that there is, here with miniature copies of the image sets and without running it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "birds" / split).symlink_to(trees / "dtd" / "images")
+    plans = [command for command in commands("experiments.md") if command[0] in ("experiment", "base-to-new")]
+    assert len(plans) >= 8
+    for command in plans:
+        done = CliRunner().invoke(app, [part.replace("/data", str(trees)) for part in [*command, "--dry_run"]])
+        assert done.exit_code == 0, done.output
+        assert " runs, of which 0 ended before: " in done.output
+    assert not any(path.suffix == ".jsonl" for path in tmp_path.rglob("*"))

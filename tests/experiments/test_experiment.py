@@ -172,6 +172,15 @@ def test_a_folder_grows_but_keeps_its_settings(images, tmp_path, capsys):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+def test_no_test_images(images, tmp_path, capsys):
+    """Refused, or taken from the training images."""
+    train = {"train_dir": images["train_dir"]}
+    with pytest.raises(ValueError, match="colours has no test images: give test_dir, test_size"):
+        run_experiment(make(train, tmp_path / "out"))
+    run_experiment(make({**train, "test_size": 0.4}, tmp_path / "out"), dry_run=True)
+    assert "5 classes; images: 15 train, 10 test" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(images, tmp_path, capsys):
     run_experiment(make(images, tmp_path / "out"), dry_run=True)
     assert "5 runs, of which 0 ended before: 5 to do" in capsys.readouterr().out

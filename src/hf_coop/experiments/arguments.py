@@ -39,6 +39,7 @@ class ImageArguments:
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels."})
     classnames_file: str | None = field(default=None, metadata={"help": "Class names, one a line, in label order."})
+    test_size: float | None = field(default=None, metadata={"help": "Share of train_dir to hold out as test images."})
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
 
 

@@ -62,7 +62,7 @@ class ImageSource:
         else:
             splits = load_image_splits(**self.where)
         if "test" not in splits:
-            raise ValueError(f"{self.name} has no test images: give test_dir, or test_split of a set that has one")
+            raise ValueError(f"{self.name} has no test images: give test_dir, test_size, or test_split of a data set")
         return splits
 
 

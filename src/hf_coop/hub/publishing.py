@@ -80,7 +80,8 @@ def files_to_push(folder: Path) -> list[str]:
     if (folder / CONFIG_FILE).exists():
         return list(ADAPTER_FILES)
     below = [path.parent.relative_to(folder) for path in sorted(folder.rglob(CONFIG_FILE))]
-    return [CARD_FILE, *(os.path.join(place, name) for place in below for name in ADAPTER_FILES)]
+    finished = [place for place in below if not any(part.startswith("checkpoint-") for part in place.parts)]
+    return [CARD_FILE, *(os.path.join(place, name) for place in finished for name in ADAPTER_FILES)]
 
 
 def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
