@@ -35,6 +35,8 @@ BaseModel = Annotated[
 ]
 
 
+MAX_SHOWN = 20_000  # characters of one fact about an adapter
+
 data_app = typer.Typer(help="The papers' image sets: which are there, and getting more.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 DataDir = Annotated[
@@ -45,6 +47,8 @@ DataDir = Annotated[
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
     """What a user can mend is told on one line, without a traceback; nothing where nobody reads on, as with `head`."""
+    from hf_coop.errors import one_line
+
     try:
         yield
         sys.stdout.flush()
@@ -52,7 +56,7 @@ def _errors_as_messages() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         sys.exit(128 + 13)  # as a shell tells of SIGPIPE
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(str(error))}")
 
 
 @app.callback()
@@ -233,6 +237,7 @@ def predict(
     from tqdm import tqdm
 
     from hf_coop import HFCoOp
+    from hf_coop.errors import one_line
     from hf_coop.serving import classify_files, find_images
 
     broken = 0
@@ -247,10 +252,10 @@ def predict(
                 row = {"error": str(result)} if failed else {"predictions": result}
                 tqdm.write(json.dumps({"image": str(path), **row}))
             elif failed:
-                tqdm.write(f"error: {result}", file=sys.stderr)
+                tqdm.write(f"error: {one_line(str(result))}", file=sys.stderr)
             else:
-                scores = ", ".join(f"{_printable(row['label'])} {row['score']:.1%}" for row in result)
-                tqdm.write(f"{path}: {scores}")
+                scores = ", ".join(f"{one_line(row['label'])} {row['score']:.1%}" for row in result)
+                tqdm.write(f"{one_line(str(path))}: {scores}")
     if broken:
         sys.exit(f"{broken} of {len(paths)} images could not be read")
 
@@ -258,11 +263,12 @@ def predict(
 @app.command()
 def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
     """Print what an adapter is, without loading CLIP."""
+    from hf_coop.errors import short
     from hf_coop.hub import describe_adapter
 
     with _errors_as_messages():
         for name, value in describe_adapter(adapter, revision=revision, token=token).items():
-            typer.echo(f"{name:<16} {_printable(str(value))}")
+            typer.echo(f"{name:<16} {short(value, MAX_SHOWN)}")
 
 
 @app.command()
@@ -351,11 +357,6 @@ def data_get(
         classnames, _, splits = download_benchmark(name, data_dir, token=token)
     counts = ", ".join(f"{len(split)} {split_name}" for split_name, split in splits.items())
     typer.echo(f"{name}: {len(classnames)} classes; images: {counts}")
-
-
-def _printable(text: str) -> str:
-    """`text` without characters that a terminal would obey."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _run_example(name: str, context: typer.Context) -> None:

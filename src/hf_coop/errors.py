@@ -1,20 +1,34 @@
-"""What goes into one line of a message: other libraries' errors, and lists."""
+"""What goes into one line of a message: other libraries' errors, strangers' text, and lists."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+JOINERS = "\u200c\u200d"  # unprintable, but part of words in some scripts
+MAX_MESSAGE = 300
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, without characters that cannot be seen or that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
+
+
+def short(text: object, length: int = MAX_MESSAGE) -> str:
+    """`text` on one line, its middle left out where it is long: what is wrong often stands at the end."""
+    line = one_line(str(text))
+    return line if len(line) <= length else f"{line[: length // 2 - 2]} … {line[-(length // 2 - 1) :]}"
 
 
 def root_message(error: BaseException) -> str:
     """The message of what caused `error`."""
     while error.__cause__ is not None and str(error.__cause__).strip():
         error = error.__cause__
-    return " ".join(str(error).split())
+    return short(error)
 
 
 def whole_message(error: BaseException) -> str:
     """The message of `error`, and of what caused it where that says more."""
-    message, root = " ".join(str(error).split()), root_message(error)
+    message, root = short(error), root_message(error)
     return message if root in message else f"{message} ({root})"
 
 

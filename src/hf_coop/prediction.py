@@ -103,6 +103,9 @@ class PredictionMixin(Base):
             logits = self(image_embeds=embeds).logits
         finally:
             self.train(was_training)
+        if not logits.isfinite().all():
+            base = f"{self.clip.name_or_path!r:.200}"
+            raise ValueError(f"the scores are not finite: the weights or the image processor of {base} are damaged")
         scores, labels = logits.softmax(-1).topk(min(top_k, len(names)))
         return [
             [{"label": names[k], "score": score} for k, score in zip(*row, strict=True)]

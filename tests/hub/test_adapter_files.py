@@ -125,14 +125,14 @@ def test_wrong_fields(adapter, fields, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no adapter config"),
-        (b"[1, 2]", "is no adapter config"),
-        (b"{}", "KeyError('peft_type')"),
-        (b'{"peft_type": ', "is no adapter config"),
-        (b"\xff\xfe\x00", "is no adapter config"),
-        (b"[" * 100_000, "is no adapter config"),
+        (b"", "is empty"),
+        (b"[1, 2]", "holds no JSON object, but a list"),
+        (b"{}", "peft_type is None, no method of hf-coop"),
+        (b'{"peft_type": ', "holds no JSON object"),
+        (b"\xff\xfe\x00", "holds no JSON object"),
+        (b"[" * 100_000, "holds no JSON object"),
         (b'{"peft_type": "COOP"}', "no classnames"),
-        (b'{"peft_type": "COOP", "x": "' + b"a" * (33 * 2**20) + b'"}', "bytes, an adapter config has at most"),
+        (b'{"peft_type": "COOP", "x": "' + b"a" * (33 * 2**20) + b'"}', "bytes, at most"),
     ],
     ids=range(8),
 )
@@ -157,7 +157,9 @@ def test_unknown_fields_are_ignored_with_a_warning(adapter):
         ({CTX: torch.zeros(4, 64), "x.ctx": torch.zeros(4, 64)}, "holds 2 tensors named ctx"),
         ({CTX: torch.zeros(64)}, "has shape [64], but adapter_config.json makes it [4, "),
         ({CTX: torch.full((4, 64), float("nan"))}, f"{CTX} holds values that are not finite"),
-        ({CTX: torch.zeros(4, 64, dtype=torch.int32)}, "not finite numbers"),
+        ({CTX: torch.zeros(4, 64, dtype=torch.int32)}, f"{CTX} is of int32: adapters hold float32"),
+        ({CTX: torch.zeros(4, 64).to(torch.float8_e4m3fn)}, "is of float8_e4m3fn: adapters hold float32"),
+        ({CTX: torch.full((4, 64), 3e38)}, f"{CTX} holds the value 3e+38, far beyond what is learned"),
         ({CTX: torch.zeros(4, 48)}, "has shape (4, 48), but adapter_config.json and the base model make it (4, 64)"),
         ({CTX: torch.zeros(4, 64), "lora_A.weight": torch.zeros(1)}, "unknown tensors ['lora_A.weight']"),
     ],
@@ -174,7 +176,7 @@ def test_wrong_weights(adapter, tensors, message):
 def test_truncated_weights(adapter, size):
     path = adapter / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors: damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors: (damaged or no safetensors file|.*is empty)"):
         HFCoOp.from_pretrained(adapter)
 
 
@@ -294,3 +296,56 @@ def test_describing_needs_no_model(adapter):
     assert facts["method"] == "CoOp"
     assert facts["classes"] == f"5: {', '.join(CLASSNAMES)}"
     assert facts["parameters"].startswith("256 ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cls": "x"}, None),  # PEFT's own reading of the config fails on it
+        ({"peft_type": "KGCOOP"}, "adapter 'second' is KgCoOp, those of this model are CoOp"),
+        ({"revision": "../../x"}, "revision must be the name of a branch, tag or commit, got '../../x'"),
+        ({"n_ctx": 5}, "has shape"),
+    ],
+)
+def test_a_second_adapter_names_its_file(sound, adapter, fields, message):
+    model = HFCoOp.from_pretrained(sound)
+    change_config(adapter, **fields)
+    if message is None:
+        model.load_adapter(adapter, "second", is_trainable=True)
+        assert model.prompt_layer.prompt_learner["second"].ctx.requires_grad
+        return
+    with pytest.raises(ValueError, match=message) as refusal:
+        model.load_adapter(adapter, "second")
+    assert str(adapter) in str(refusal.value)
+    assert list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, "README.md"])
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/null", "/proc/self/maps"])
+@pytest.mark.filterwarnings("ignore:.*its metadata are not readable")
+def test_files_that_are_none(adapter, name, target):
+    (adapter / name).unlink()
+    (adapter / name).symlink_to(target)
+    if name == "README.md":
+        assert HFCoOp.from_pretrained(adapter).card_details.to_dict() == {}
+        return
+    with pytest.raises(ValueError, match=rf"{name}.* is (no plain file|empty)"):
+        HFCoOp.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "\n".join(f"k{k}: [1, 2, {{a: b}}]" for k in range(60_000)),
+        "\n".join(["a: &a {k: 1}", *(f"b{k}: &b{k} {{<<: [*a, *a]}}" for k in range(30))]),
+        "hf_coop: !!python/object/apply:os.system ['true']",
+        "hf_coop: " + "[" * 20_000,
+        "hf_coop: 3",
+    ],
+    ids=range(5),
+)
+def test_cards_that_cost(adapter, metadata):
+    (adapter / "README.md").write_text(f"---\n{metadata}\n---\n")
+    with pytest.warns(UserWarning, match="its metadata are not readable and left out") as told:
+        assert HFCoOp.from_pretrained(adapter).card_details.to_dict() == {}
+    assert all(len(str(warning.message)) < 600 for warning in told)

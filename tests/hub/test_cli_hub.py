@@ -210,3 +210,28 @@ def test_training_pushes_what_it_measured(hub, home, tmp_path):
     assert details.zero_shot["accuracy"] == metrics["zero_shot"]["accuracy"]
     assert (details.dataset_name, details.split, details.shots, details.seed) == ("demo", "test", 1, 1)
     assert details.training["num_train_epochs"] == 1
+
+
+def test_what_a_stranger_wrote_stays_on_its_line(adapter, tmp_path, pictures):
+    """Control characters, escape sequences, right-to-left marks and long words of an adapter's config."""
+    folder = shutil.copytree(adapter, tmp_path / "strange")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    hostile = "\x1b[31mred\x1b]0;title\x07\u202egnirts\u2066\r\nmethod           Evil"
+    names = [hostile, "x" * 200, *CLASSNAMES[2:]]
+    words = {"classnames": names, "token_ids": None, "name_lengths": None, "base_model_name_or_path": str(PARITY)}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **words, "hf_coop_version": hostile}))
+    shown = run_here("info", folder)
+    assert shown.exit_code == 0, shown.output
+    assert all(line.isprintable() for line in shown.output.splitlines())
+    assert [line for line in shown.output.splitlines() if line.startswith("method")] == ["method           CoOp"]
+    strange = pictures / "\x1b[2Jx.png"
+    shutil.copy(pictures / "a.png", strange)
+    told = run_here("predict", folder, strange)
+    assert all(line.isprintable() for line in told.output.splitlines())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": hostile}))
+    for command in (("info", folder), ("predict", folder, pictures / "a.png")):
+        told = run_here(*command)
+        assert told.exit_code == 1
+        assert "task" in told.output
+        assert len([line for line in told.output.splitlines() if line.startswith("error: ")]) == 1
+        assert all(line.isprintable() for line in told.output.splitlines())

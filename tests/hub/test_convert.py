@@ -226,5 +226,41 @@ def test_files_that_torch_did_not_write(tmp_path):
 def test_values_that_are_not_finite(tmp_path):
     model = HFCoOp.from_clip(PARITY, CLASSNAMES, n_ctx=4)
     model.prompt_layer.active_learner.ctx.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="ctx does not hold finite numbers"):
+    with pytest.raises(ValueError, match="ctx holds values that are not finite numbers"):
         HFCoOp.from_published(save_as_published(tmp_path / "nan.pth", model, torch.float32), PARITY, CLASSNAMES)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02]r\xff\xff\xff\x0f.",  # a memo of 2^28 entries
+        b"\x80\x02]r\x00\xca\x9a\x3b.",
+        b"\x80\x02}(K\x01q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01u.",  # a key that takes for ever to hash
+        b"\x80\x02" + b"\x96" + b"\xff" * 6 + b"\x00\x00.",  # a byte array of 2^48 bytes
+    ],
+)
+def test_pickles_that_cost(pickled, tmp_path):
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+    with pytest.raises(ValueError, match=r"model.pth.* (is no|cannot be read as a) checkpoint"):
+        HFCoOp.from_published(path, PARITY, CLASSNAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("token_prefix", torch.tensor(1.0), r"token_prefix has shape \(\)"),
+        ("token_suffix", torch.zeros(12, 64), r"token_suffix has shape \(12, 64\)"),
+        ("ctx", torch.full((4, 64), 3e38), "ctx holds the value 3e"),
+        ("meta_net.\x1b[31m", torch.zeros(1), "which is not what CoCoOp, CoOp, KgCoOp, ProGrad learns"),
+    ],
+)
+def test_tensors_of_other_shapes_and_names(name, tensor, message, tmp_path):
+    content = torch.load(COOP, weights_only=False)
+    content["state_dict"][name] = tensor
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=message) as refusal:
+        HFCoOp.from_published(tmp_path / "model.pth", PARITY, CLASSNAMES)
+    assert "model.pth" in str(refusal.value)
+    assert str(refusal.value).isprintable()

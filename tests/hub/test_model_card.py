@@ -16,9 +16,10 @@ from markdown_it import MarkdownIt
 
 from hf_coop import CoCoOpConfig, CoOpConfig, HFCoOp
 from hf_coop.encoding.prompts import clean_classname
+from hf_coop.errors import one_line
 from hf_coop.evaluation.nearest_words import nearest_words
 from hf_coop.hub.adapter_files import CONFIG_FILE
-from hf_coop.hub.model_card import CardDetails, create_model_card, one_line, plain_text
+from hf_coop.hub.model_card import CardDetails, create_model_card, plain_text
 from hf_coop.hub.publishing import REPO_PLACEHOLDER
 
 HOSTILE = [
@@ -148,7 +149,7 @@ def test_many_classes_are_folded():
 
 
 def test_hostile_names_come_out_as_plain_text():
-    config = CoOpConfig(classnames=HOSTILE, base_model_name_or_path="x\n```\n# {{ 1 }} <b>")
+    config = CoOpConfig(classnames=HOSTILE, base_model_name_or_path="x ``` # {{ 1 }} <b>")
     details = CardDetails(
         dataset_name=HOSTILE[0], split=HOSTILE[7], learned={"accuracy": 1.0}, training={"a|b": "c|d"}
     )

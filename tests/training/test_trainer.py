@@ -604,6 +604,35 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="damaged"):
             trained(tmp_path, resume_from_checkpoint="True")
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({}, "holds no JSON object"),
+            ({"epoch": -1}, "epoch=-1 must be from 0"),
+            ({"epoch": 3, "log_history": []}, "its history is not that of epoch 3"),
+            ({"epoch": 10**30}, "epoch=1000"),
+            ({"losses": [float("nan")] * 15}, "must be finite numbers"),
+            ({"losses": []}, "its history is not that"),
+            ({"log_history": [{"loss": 1}] * 3}, "its history is not that"),
+            ({"\x1b[31m": 1}, "unknown fields"),
+        ],
+    )
+    def test_damaged_state(self, tmp_path, change, message):
+        trained(tmp_path)
+        path = tmp_path / "checkpoint-15" / "trainer_state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}) if change else "[" * 100_000)
+        with pytest.raises(ValueError, match=f"checkpoint-15' is damaged: .*{message}") as refusal:
+            trained(tmp_path, resume_from_checkpoint="True")
+        assert str(refusal.value).isprintable()
+
+    def test_damaged_random_state(self, tmp_path):
+        trained(tmp_path)
+        path = tmp_path / "checkpoint-15" / "trainer_state.safetensors"
+        tensors = load_file(path)
+        save_file({**tensors, "random.cpu": tensors["random.cpu"][:, :-9].contiguous()}, path)
+        with pytest.raises(ValueError, match=r"checkpoint-15' is damaged: .*(RNG|mt19937|state)"):
+            trained(tmp_path, resume_from_checkpoint="True")
+
     @pytest.mark.parametrize("damage", ["{}", "run", "random.cpu", "momentum", "no config"])
     def test_damaged_inside(self, tmp_path, damage):
         trained(tmp_path)

@@ -7,6 +7,7 @@ and including EOS, is the class's *tail*. Nothing comes after EOS: the tower is 
 
 from __future__ import annotations
 
+import re
 import warnings
 from bisect import bisect
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no tokenizer takes
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
 MAX_NAMED_GROUPS = 10  # in a message
@@ -41,7 +43,7 @@ def check_classnames(classnames: Any) -> list[str]:
         ValueError: no names, too many of them, or a blank name.
     """
     if isinstance(classnames, (str, bytes)) or not isinstance(classnames, Iterable):
-        raise TypeError(f"classnames must be a list of strings, one a class, got {classnames!r}")
+        raise TypeError(f"classnames must be a list of strings, one a class, got {classnames!r:.80}")
     names = list(classnames)
     if not names:
         raise ValueError("classnames is empty: give at least one class name")
@@ -49,11 +51,11 @@ def check_classnames(classnames: Any) -> list[str]:
         raise ValueError(f"{len(names)} class names given, at most {MAX_CLASSES} are supported")
     for label, name in enumerate(names):
         if not isinstance(name, str):
-            raise TypeError(f"class name {label} is {name!r} of type {type(name).__name__}: names must be strings")
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise ValueError(f"class name {label} is {name!r}: it has half a character (a lone surrogate)")
+            raise TypeError(f"class name {label} is {name!r:.80} of type {type(name).__name__}: names must be strings")
+        if SURROGATE.search(name):
+            raise ValueError(f"class name {label} is {name!r:.80}: it has half a character (a lone surrogate)")
         if not clean_classname(name):
-            raise ValueError(f"class name {label} is blank ({name!r}): every class needs a name")
+            raise ValueError(f"class name {label} is blank ({name!r:.80}): every class needs a name")
     return names
 
 
@@ -90,11 +92,11 @@ def tokenize_classnames(tokenizer: Any, classnames: Sequence[str]) -> TokenizedC
     name_ids = tokenizer(names, add_special_tokens=False)["input_ids"]
     for name, ids, whole in zip(classnames, name_ids, token_ids, strict=True):
         if not ids:
-            raise ValueError(f"class name {name!r} has no tokens in this model's vocabulary; use other words")
+            raise ValueError(f"class name {name!r:.80} has no tokens in this model's vocabulary; use other words")
         if whole[-1] in ids:  # CLIP pools at the first end token; CLIP tokenizers use it for unknowns
             raise ValueError(
-                f"class name {name!r} spells {tokenizer.eos_token} or has characters that this model's vocabulary "
-                "lacks; use other words"
+                f"class name {name!r:.80} spells {tokenizer.eos_token!s:.80} or has characters that this model's "
+                "vocabulary lacks; use other words"
             )
     return TokenizedClassnames([list(ids) for ids in token_ids], [len(ids) for ids in name_ids])
 
@@ -245,8 +247,8 @@ class PromptLayout:
         if self.longest > max_positions:
             name = classnames[self.order[-1]]
             raise ValueError(
-                f"the prompt of class name {name!r} takes {self.longest} positions (context, name, full stop, start "
-                f"and end tokens), but the text tower has {max_positions}: shorten the name or lower n_ctx"
+                f"the prompt of class name {name!r:.80} takes {self.longest} positions (context, name, full stop, "
+                f"start and end tokens), but the text tower has {max_positions}: shorten the name or lower n_ctx"
             )
 
     def tensors(self, device: torch.device) -> dict[str, torch.Tensor]:

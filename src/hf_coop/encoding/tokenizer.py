@@ -6,6 +6,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPModel
 
+from ..pretrained import check_source, check_texts, naming_source
+
+NO_TOKENIZER = "; pass tokenizer_name_or_path, a folder or repository that has the base model's tokenizer"
+
 
 def base_revision(model: CLIPModel) -> str | None:
     """The commit that `model` was loaded at, where it comes from the Hub: its other files are read at the same."""
@@ -21,19 +25,17 @@ def load_tokenizer(model: CLIPModel, name_or_path: str | None = None, **hub: Any
         hub: `token`, `cache_dir`, `local_files_only`, as in `AutoTokenizer.from_pretrained`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged; the repository or folder is named.
     """
     name = name_or_path or model.name_or_path
-    try:
+    with naming_source("no tokenizer found at", name or "", NO_TOKENIZER, ValueError):
         if not name:
-            raise OSError("the model was not loaded from a folder or repository")
-        own = name == model.name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=base_revision(model) if own else None, **hub)
+            raise ValueError("the model was not loaded from a folder or repository")
+        revision = base_revision(model) if name == model.name_or_path else None
+        check_source(name, revision)
+        check_texts(name, revision=revision, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder with no vocabulary
-            raise OSError("it has no vocabulary")
+            raise ValueError("it has no vocabulary")
+        tokenizer(["a photo of a cat."])  # may fail though it was loaded
         return tokenizer
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"no tokenizer found at {name!r} ({error}); pass tokenizer_name_or_path, a folder or repository that "
-            "has the base model's tokenizer"
-        ) from error

@@ -13,7 +13,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -21,8 +21,12 @@ from transformers import CLIPModel
 
 from ..encoding import load_tokenizer
 from ..encoding.prompts import CLASS_TOKEN_POSITIONS
+from ..errors import short, some
+from ..pretrained import check_plain_file
 from ..tuners import config_class_of
 from ..tuners.config import PromptConfig, option_fields, registered_configs
+from ..tuners.model import check_values
+from .adapter_files import naming_file
 
 STORAGE_DTYPES = {
     "HalfStorage": torch.float16,
@@ -79,7 +83,7 @@ def read_checkpoint(
     if class_token_position not in CLASS_TOKEN_POSITIONS:
         raise ValueError(f"class_token_position must be one of {CLASS_TOKEN_POSITIONS}, got {class_token_position!r}")
     where, tensors = os.fspath(checkpoint), read_prompt_learner(checkpoint)
-    learned = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_")}
+    learned = {name: tensor for name, tensor in tensors.items() if not name.startswith("token_")}
     options: dict[str, Any] = {"n_ctx": tensors["ctx"].shape[-2]}
     if tensors["ctx"].ndim == 3:
         options["class_specific_context"] = True
@@ -94,20 +98,21 @@ def read_checkpoint(
             break
     else:
         names = ", ".join(config_class.label for config_class in config_classes)
-        raise ValueError(f"{where!r} holds {', '.join(sorted(learned))}, which is not what {names} learns")
+        raise ValueError(f"{where!r} holds {short(some(sorted(learned)), 100)}, which is not what {names} learns")
     for name in options.keys() - known.keys():
         raise ValueError(
             f"{where!r} is a {config.label} checkpoint, and {config.label} has no such option: leave out "
             f"{name}={options[name]!r}"
         )
-    check_classes(clip, config, tensors["token_prefix"], tensors["token_suffix"])
+    with naming_file(where):
+        check_classes(clip, config, tensors["token_prefix"], tensors["token_suffix"])
     for name, tensor in learned.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
                 f"{where!r} does not fit the model: {name} has shape {tuple(tensor.shape)}, but the model makes it "
                 f"{tuple(expected[name].shape)}"
             )
-    return PublishedPrompt(config, learned)
+    return PublishedPrompt(config, {name: tensor.float() for name, tensor in learned.items()})
 
 
 def _tensors_of(config: PromptConfig, clip: CLIPModel) -> dict[str, torch.Tensor]:
@@ -133,7 +138,10 @@ def check_classes(
     words = clip.text_model.embeddings.token_embedding.weight.detach().cpu().float()
     names, token_ids = config.classnames, config.token_ids
     assert token_ids is not None
-    if token_suffix.ndim != 3 or token_prefix.shape[-1] != words.shape[1] or token_suffix.shape[-1] != words.shape[1]:
+    for name, tensor in (("token_prefix", token_prefix), ("token_suffix", token_suffix)):
+        if tensor.ndim != 3 or not len(tensor):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (classes, tokens, width)")
+    if token_prefix.shape[-1] != words.shape[1] or token_suffix.shape[-1] != words.shape[1]:
         raise ValueError(
             f"the checkpoint is of a text tower of width {token_suffix.shape[-1]}, the model's has {words.shape[1]}: "
             "give the CLIP it was trained with"
@@ -149,9 +157,9 @@ def check_classes(
     for label, (name, stored, ids) in enumerate(zip(names, token_suffix, token_ids, strict=True)):
         if not fits(stored, ids):
             other = next((names[k] for k, candidate in enumerate(token_ids) if fits(stored, candidate)), None)
-            found = f"there it is {other!r}" if other else "none of the class names is there"
+            found = f"there it is {other!r:.80}" if other else "none of the class names is there"
             raise ValueError(
-                f"class {label} is not {name!r} in the checkpoint ({found}): give the class names it was trained "
+                f"class {label} is not {name!r:.80} in the checkpoint ({found}): give the class names it was trained "
                 "with, in label order"
             )
 
@@ -176,8 +184,9 @@ def read_prompt_learner(checkpoint: str | os.PathLike[str]) -> dict[str, torch.T
             "token_suffix. Give prompt_learner/model.pth.tar-N of the published code"
         )
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{where!r}: {name} does not hold finite numbers")
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{where!r}: {short(name, 80)} does not hold finite numbers")
+        check_values(f"{where!r}: {name}", tensor)
     if tensors["ctx"].ndim not in (2, 3):
         raise ValueError(f"{where!r}: ctx has shape {tuple(tensors['ctx'].shape)}, expected 2 or 3 dimensions")
     return dict(tensors)
@@ -190,6 +199,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         ValueError: not a file of `torch.save`, or damaged.
         OSError: no such file.
     """
+    check_plain_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -197,15 +207,15 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = pickled.removesuffix("/data.pkl")
             return _TensorUnpickler(archive.read(pickled), lambda key: archive.read(f"{root}/data/{key}")).load()
-    except FileNotFoundError:
-        raise
     except (zipfile.BadZipFile, StopIteration) as error:
         raise ValueError(
             f"{os.fspath(path)!r} is not in the format of torch.save since PyTorch 1.6: if an older one wrote it, "
             "load and save it there first"
         ) from error
     except Exception as error:  # a damaged or hostile pickle can end in any error
-        raise ValueError(f"{os.fspath(path)!r} cannot be read as a checkpoint: {error!r:.200}") from error
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read as a checkpoint: {type(error).__name__}: {short(error)}"
+        ) from error
 
 
 class _Placeholder:
@@ -230,8 +240,19 @@ class _Placeholder:
         pass
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class _Dict(OrderedDict[Any, Any]):
+    """A dictionary without tuples for keys: a tuple of tuples of tuples … takes for ever to hash."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, tuple):
+            raise ValueError("a key is a tuple, which those of torch.save are not")
+        super().__setitem__(key, value)
+
+
+class _TensorUnpickler(pickle._Unpickler):
     """Reads a pickle without importing or calling anything it names.
+
+    In Python, whose memo is a dict: that of C takes memory for the highest number that a pickle writes into it.
 
     Args:
         data (`bytes`): the pickle.
@@ -241,6 +262,15 @@ class _TensorUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes, read_storage: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(data))
         self.read_storage = read_storage
+        self.storages: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def load_empty_dictionary(self) -> None:
+        self.append(_Dict())  # type: ignore[attr-defined]
+
+    # Those of torch.save alone, which writes protocol 2 and no sets.
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.EMPTY_DICT[0]: load_empty_dictionary}
+    for opcode in (pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        del dispatch[opcode[0]]
 
     def find_class(self, module: str, name: str) -> Any:
         # Functions are made anew for each pickle, since a pickle can set attributes of what it is given.
@@ -249,21 +279,28 @@ class _TensorUnpickler(pickle.Unpickler):
         ) -> torch.Tensor:
             if math.prod(size) > storage.numel():
                 raise ValueError(f"a tensor of shape {size} in a storage of {storage.numel()} values")
-            return storage.as_strided(size, stride, offset).clone()
+            return storage.as_strided(size, stride, offset)  # a view, as many as there are
 
         def rebuild_parameter(data: torch.Tensor, *unused: Any) -> torch.Tensor:
             return data
+
+        def ordered_dict() -> _Dict:  # empty at first, as torch.save has it
+            return _Dict()
 
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         known: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): ordered_dict,
         }
         return known.get((module, name), _Placeholder)
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         _, dtype, key, *_ = pid
-        raw = bytearray(self.read_storage(key))
-        return torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        if not isinstance(key, str) or not isinstance(dtype, torch.dtype):
+            raise ValueError("a storage has no name or type")
+        if (key, dtype) not in self.storages:
+            raw = bytearray(self.read_storage(key))
+            self.storages[key, dtype] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return self.storages[key, dtype]

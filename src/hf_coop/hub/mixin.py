@@ -36,6 +36,7 @@ PEFT_OPTIONS = (
     *("torch_device", "autocast_adapter_dtype", "ephemeral_gpu_offload", "low_cpu_mem_usage", "key_mapping"),
     *("device_map", "max_memory", "offload_folder", "offload_dir", "offload_index"),
 )
+MAKING_OPTIONS = ("autocast_adapter_dtype", "low_cpu_mem_usage")  # of a fresh adapter
 
 
 class HubMixin(Base):
@@ -104,9 +105,10 @@ class HubMixin(Base):
         with naming_file(os.path.join(folder, CONFIG_FILE)):
             tokenizer = check_adapter_config(config, clip, **hub)
         clip = clip.to(device or clip.device)
-        model = super().from_pretrained(
-            clip, folder, adapter_name, is_trainable, config, _fill_adapter=True, **loading
-        )
+        with naming_file(folder):
+            model = super().from_pretrained(
+                clip, folder, adapter_name, is_trainable, config, _fill_adapter=True, **loading
+            )
         model.card_details = CardDetails.from_card(os.path.join(folder, CARD_FILE))
         if tokenizer is not None:
             model.tokenizer = tokenizer
@@ -170,13 +172,20 @@ class HubMixin(Base):
             return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
         _check_options("load_adapter", kwargs, (*HUB_OPTIONS, *PEFT_OPTIONS))
         if adapter_name in self.peft_config:
-            raise ValueError(f"adapter name {adapter_name!r} is in use: choose another, or delete_adapter it first")
+            raise ValueError(
+                f"adapter name {adapter_name!r:.80} is in use: choose another, or delete_adapter it first"
+            )
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = fetch_adapter(model_id, **hub)
         config = read_adapter_config(folder)
-        with naming_file(os.path.join(folder, CONFIG_FILE)):
-            check_adapter_config(config, self.clip)
+        config.inference_mode = not is_trainable
+        making = {name: kwargs[name] for name in MAKING_OPTIONS if name in kwargs}
         try:
+            with naming_file(os.path.join(folder, CONFIG_FILE)):
+                check_adapter_config(config, self.clip)
+                self.add_adapter(adapter_name, config, **making)  # PEFT would read the config again, unchecked
+            if is_trainable:
+                self.set_requires_grad(adapter_name)
             with naming_file(folder):
                 result = super().load_adapter(folder, adapter_name, is_trainable, **kwargs)
         except ValueError:

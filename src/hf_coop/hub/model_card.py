@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
 from ..encoding import distinct_classnames
+from ..errors import one_line, short
+from ..pretrained import check_plain_file
 from ..tuners.config import PromptConfig, own_options
 from .publishing import REPO_PLACEHOLDER
 
@@ -29,9 +31,9 @@ METRICS = {
     "ece": "Expected calibration error",
 }
 CARD_DATA_KEY = "hf_coop"  # the card's metadata keep `CardDetails` under it
-MAX_CARD_BYTES = 32 * 2**20
+MAX_CARD_BYTES, MAX_METADATA = 4 * 2**20, 2**16  # YAML is read at some 50 kilobytes a second
+MAX_NAME = 200  # characters of a class name
 MAX_LISTED_CLASSES, FOLDED_FROM, EXAMPLES = 1000, 20, 6
-JOINERS = "\u200c\u200d"  # unprintable, but part of words in some scripts
 MARKUP = re.compile(r"([!-&(-+\-.:-@\[-`{-~])")  # all ASCII punctuation but ' , and /
 
 
@@ -98,17 +100,34 @@ class CardDetails:
 
         The card may be a stranger's: what cannot be read is left out with a warning.
         """
-        if not os.path.isfile(path) or os.path.getsize(path) > MAX_CARD_BYTES:
+        if not os.path.exists(path):
             return cls()
         try:
-            stored = (metadata_load(path) or {}).get(CARD_DATA_KEY) or {}
+            check_plain_file(path, MAX_CARD_BYTES)
+            stored = _metadata(Path(path).read_text(encoding="utf-8")).get(CARD_DATA_KEY) or {}
             known = {field.name for field in fields(cls)}
             return cls(**{name: value for name, value in stored.items() if name in known})
         except Exception as error:  # YAML parsers raise errors of many kinds
             warnings.warn(
-                f"{os.fspath(path)}: its metadata are not readable and left out ({error!r:.200})", stacklevel=2
+                f"{os.fspath(path)}: its metadata are not readable and left out ({short(error)})", stacklevel=2
             )
             return cls()
+
+
+def _metadata(card: str) -> dict[str, Any]:
+    """The metadata of a card that a stranger may have written.
+
+    Raises:
+        ValueError: they are long, or merge maps, which a few kilobytes can do without end.
+    """
+    block = card.split("\n---", 1)[0]
+    if not block.startswith("---"):
+        return {}
+    if len(block) > MAX_METADATA:
+        raise ValueError(f"{len(block)} characters, at most {MAX_METADATA} are read")
+    if "<<" in block and "&" in block:
+        raise ValueError("they merge maps (<<), which no card needs")
+    return yaml.safe_load(block.removeprefix("---")) or {}
 
 
 def _one_line_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -119,11 +138,6 @@ def template_path() -> Path:
     """`model_card_template.md`: inside the installed package, or at the root of the repository it is developed in."""
     installed = Path(__file__).parents[1] / "model_card_template.md"
     return installed if installed.exists() else Path(__file__).parents[3] / "model_card_template.md"
-
-
-def one_line(text: str) -> str:
-    """`text` on one line, without characters that cannot be seen."""
-    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
 
 
 def plain_text(value: Any) -> str:
@@ -146,7 +160,7 @@ def create_model_card(
         nearest_words (*optional*): of each context vector (`interpret.nearest_words`).
     """
     details = CardDetails(**(details or CardDetails()).to_dict())
-    names = [plain_text(name) for name in config.classnames]
+    names = [plain_text(short(name, MAX_NAME)) for name in config.classnames]
     base = config.base_model_name_or_path
     return ModelCard.from_template(
         card_data(config, details),

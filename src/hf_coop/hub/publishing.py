@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 
 from ..errors import root_message
+from ..pretrained import check_revision
 from .adapter_files import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, fetch_adapter, read_adapter_config
 
 REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
@@ -45,6 +46,7 @@ def push_folder(
         ValueError: the folder holds no sound adapter.
         OSError: the upload failed; nothing of it is on the Hub.
     """
+    check_revision(revision)
     files = [name for name in files or files_to_push(Path(folder)) if os.path.isfile(os.path.join(folder, name))]
     configs = [name for name in files if os.path.basename(name) == CONFIG_FILE] or [CONFIG_FILE]
     for name in configs:

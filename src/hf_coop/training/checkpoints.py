@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -18,9 +19,11 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..errors import short, some
 from ..files import LOCK_FILE, locked_folder
 from ..hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from ..modeling import HFCoOp
+from ..pretrained import check_plain_file, read_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 TENSORS_FILE = "trainer_state.safetensors"
 RUN_FILES = (CONFIG_FILE, WEIGHTS_FILE, "metrics.json")
+LOGGED = {"epoch", "step", "loss", "accuracy"}  # in each row of the history
+MAX_STEPS = 2**53  # beyond, JSON's numbers are not exact
 STEP_PATTERN = re.compile(r"checkpoint-(\d+)")
 NOT_OF_THE_PROMPT = ("inference_mode", "hf_coop_version", "peft_version", "base_model_name_or_path", "revision")
 
@@ -203,8 +208,8 @@ def naming_checkpoint(checkpoint: Path) -> Iterator[None]:
     """Put the checkpoint in front of what is wrong with it, as one `ValueError`."""
     try:
         yield
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {error}") from error
+    except Exception as error:  # a file that was tampered with can end in any error
+        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {short(error)}") from error
 
 
 def load_checkpoint(
@@ -223,28 +228,58 @@ def load_checkpoint(
         ValueError: the checkpoint is damaged, or of another model, other classes, other options or other images.
     """
     with naming_checkpoint(checkpoint):
-        fields = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        blank = vars(TrainerState())
-        if lacking := [name for name in blank if type(fields.get(name)) is not type(blank[name])]:
-            raise ValueError(f"{STATE_FILE} lacks {', '.join(lacking)}")
-        state = TrainerState(**fields)
+        state = read_trainer_state(checkpoint / STATE_FILE)
+        for name in (TENSORS_FILE, WEIGHTS_FILE):
+            check_plain_file(checkpoint / name)
         tensors, weights = load_file(checkpoint / TENSORS_FILE), load_file(checkpoint / WEIGHTS_FILE)
         if "random.cpu" not in tensors:
             raise ValueError(f"{TENSORS_FILE} lacks random.cpu")
+        if not isinstance(state.run.get("arguments", {}), dict):
+            raise ValueError(f"{STATE_FILE}: run.arguments is no object")
     _check_same_run(checkpoint, model, state.run, run)
+    with naming_checkpoint(checkpoint):
+        set_peft_model_state_dict(model, weights)
+        if optimizer is not None:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": _momenta(optimizer, tensors)})
+    return state, tensors
+
+
+def read_trainer_state(path: Path) -> TrainerState:
+    """The state in a checkpoint.
+
+    Raises:
+        ValueError: something lacks, or numbers are not what training can have written.
+    """
+    content, blank = read_json(path), vars(TrainerState())
+    if lacking := [name for name in blank if type(content.get(name)) is not type(blank[name])]:
+        raise ValueError(f"{STATE_FILE} lacks {', '.join(lacking)}")
+    if unknown := sorted(content.keys() - blank.keys()):
+        raise ValueError(f"{STATE_FILE} has unknown fields: {some(unknown)}")
+    state = TrainerState(**content)
+    counts = {name: content[name] for name in ("epoch", "epoch_step", "global_step")}
+    if wrong := [f"{name}={count!r:.40}" for name, count in counts.items() if not 0 <= count <= MAX_STEPS]:
+        raise ValueError(f"{STATE_FILE}: {', '.join(wrong)} must be from 0 to {MAX_STEPS}")
+    measured = [*state.losses, *state.accuracies]
+    if not all(isinstance(value, float) and math.isfinite(value) for value in measured):
+        raise ValueError(f"{STATE_FILE}: losses and accuracies must be finite numbers")
+    rows = [row for row in state.log_history if isinstance(row, dict) and row.keys() >= LOGGED]
+    if not len(state.losses) == len(state.accuracies) >= state.epoch_step or len(rows) != state.epoch:
+        raise ValueError(f"{STATE_FILE}: its history is not that of epoch {state.epoch}, step {state.global_step}")
+    return state
+
+
+def _momenta(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The optimizer's state out of a checkpoint's tensors, of which it is taken away."""
     momenta: dict[int, dict[str, torch.Tensor]] = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shapes = {str(number): parameter.shape for number, parameter in enumerate(parameters)}
     for key in [key for key in tensors if key.startswith("optimizer.")]:
         _, number, name = key.split(".", 2)
         value = tensors.pop(key)
         if value.ndim and value.shape != shapes.get(number):
-            raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {key} has shape {tuple(value.shape)}")
+            raise ValueError(f"{key:.80} has shape {tuple(value.shape)}")
         momenta.setdefault(int(number), {})[name] = value
-    set_peft_model_state_dict(model, weights)
-    if optimizer is not None:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
-    return state, tensors
+    return momenta
 
 
 def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -256,19 +291,20 @@ def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now
             f"{where} was trained by another method, {trained.label}; this is {model.prompt_config.label}"
         )
     if old["classnames"] != new["classnames"]:
-        differ = [f"{a!r} is now {b!r}" for a, b in zip(old["classnames"], new["classnames"], strict=False) if a != b]
+        pairs = zip(old["classnames"], new["classnames"], strict=False)
+        differ = [f"{was!r:.40} is now {name!r:.40}" for was, name in pairs if was != name]
         raise ValueError(
             f"{where} was trained on other classes ({len(old['classnames'])} there, {len(new['classnames'])} here"
             f"{'; ' + ', '.join(differ[:3]) if differ else ''}): train in another folder"
         )
     if before.get("base_model") != now["base_model"]:
         raise ValueError(
-            f"{where} was trained on another base model, {old['base_model_name_or_path']!r}; this one is "
-            f"{new['base_model_name_or_path']!r}, with other weights: train in another folder"
+            f"{where} was trained on another base model, {old['base_model_name_or_path']!r:.80}; this one is "
+            f"{new['base_model_name_or_path']!r:.80}, with other weights: train in another folder"
         )
     for name in sorted((old.keys() | new.keys()) - {*NOT_OF_THE_PROMPT, "token_ids", "name_lengths"}):
         if old.get(name) != new.get(name):
-            raise ValueError(f"{where} was trained with {name}={old.get(name)!r}, now it is {new.get(name)!r}")
+            raise ValueError(f"{where} was trained with {name}={old.get(name)!r:.80}, now it is {new.get(name)!r:.80}")
     if before.get("labels") != now["labels"]:
         raise ValueError(f"{where} was trained on other images or another number of shots: train in another folder")
     changed = {
@@ -278,9 +314,9 @@ def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now
     }
     if "optim" in changed:
         was, now_is = changed["optim"]
-        raise ValueError(f"{where} was trained with optim={was!r}, whose state is of no use to {now_is!r}")
+        raise ValueError(f"{where} was trained with optim={was!r:.80}, whose state is of no use to {now_is!r}")
     if changed:
-        told = ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
+        told = ", ".join(f"{name} was {old!r:.80}, is {new!r:.80}" for name, (old, new) in changed.items())
         logger.warning("%s was made with other settings, so the result is that of neither run: %s", where, told)
 
 

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import some
 from .arguments import CoOpTrainingArguments
 from .gradients import BatchGradients
 
 HISTORY_SIZE = 20
 MAX_PASSES_OF_A_LINE_SEARCH = 25
 TOLERANCE = 1e-9  # of change and gradient, below which a line search cannot go on
+LINES = ("d", "prev_flat_grad")  # what else of it has a number for each parameter, and what is one number
+NUMBERS = ("t", "H_diag", "prev_loss", "n_iter", "func_evals")
 HISTORY = ("old_dirs", "old_stps", "ro")  # lists of tensors in the state of `torch.optim.LBFGS`
 PREFIX = "lbfgs."
 
@@ -150,18 +153,17 @@ class FullBatchLBFGS:
         """Go on from `state_tensors`, at the point that the parameters have been given.
 
         Raises:
-            ValueError: something is missing, or of another shape.
+            ValueError: something is missing, of another shape or not finite.
         """
         values = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
         point = torch.cat([parameter.detach().flatten() for parameter in self.gradients.parameters])
         try:
             self.text_passes = int(values["text_passes"])
             gradient = values["gradient"].to(point).clone()
-            if gradient.shape != point.shape:
-                raise ValueError(f"the gradient has shape {tuple(gradient.shape)}, not {tuple(point.shape)}")
             self._known = [Evaluation(point, float(values["loss"]), float(values["accuracy"]), gradient)]
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"its L-BFGS state lacks {error}") from error
+        check_shapes(values, len(point))
         state = self.optimizer.state[self.gradients.parameters[0]]
         for name, value in values.items():
             if name.startswith("state."):
@@ -173,6 +175,22 @@ class FullBatchLBFGS:
             self.ended = f"all {self.max_text_passes} text passes are done"
         elif values.get("converged"):
             self.ended = f"converged after {self.text_passes} text passes"
+
+
+def check_shapes(values: dict[str, torch.Tensor], count: int) -> None:
+    """Raise `ValueError` unless the tensors of a state are those of `count` parameters, and finite."""
+    lines = len(values.get("state.old_dirs", ()))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("text_passes", "loss", "accuracy", "converged"), ())
+    shapes["gradient"] = (count,)
+    if any(name.startswith("state.") for name in values):
+        shapes |= {f"state.{name}": (count,) for name in LINES} | {f"state.{name}": () for name in NUMBERS}
+    if lines:
+        shapes |= {"state.old_dirs": (lines, count), "state.old_stps": (lines, count), "state.ro": (lines,)}
+    if wrong := sorted(shapes.keys() ^ values.keys()):
+        raise ValueError(f"its L-BFGS state lacks, or has too many of: {some(wrong)}")
+    for name, shape in shapes.items():
+        if values[name].shape != shape or not values[name].isfinite().all() or lines > HISTORY_SIZE:
+            raise ValueError(f"{name} of its L-BFGS state has shape {tuple(values[name].shape)}, or is not finite")
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

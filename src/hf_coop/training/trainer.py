@@ -173,7 +173,8 @@ class CoOpTrainer(PromptRun):
         extra: dict[str, torch.Tensor] = {}
         if checkpoint is not None:
             self.state, extra = load_checkpoint(checkpoint, self.model, self.optimizer, run)
-            set_random_states(self.accelerator, extra)
+            with naming_checkpoint(checkpoint):
+                set_random_states(self.accelerator, extra)
         self.state.run = run
         self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
         self.encode_datasets()

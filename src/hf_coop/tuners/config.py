@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import CLIPModel
 
 from ..encoding.prompts import (
+    SURROGATE,
     PromptLayout,
     TokenizedClassnames,
     check_classnames,
@@ -21,6 +21,7 @@ from ..encoding.prompts import (
     warn_of_equal_prompts,
 )
 from ..encoding.templates import check_templates
+from ..pretrained import check_name_or_path, check_revision
 from ..version import __version__
 
 MAX_N_CTX = MAX_TOKEN_IDS = 1024  # in one prompt, so that a config cannot ask for any memory; CLIP has 77 positions
@@ -124,7 +125,9 @@ class PromptConfig(PeftConfig):
         if self.classnames is not None:
             self.classnames = check_classnames(self.classnames)
         if self.ctx_init is not None and not (isinstance(self.ctx_init, str) and clean_classname(self.ctx_init)):
-            raise ValueError(f"ctx_init must hold words such as 'a photo of a', got {self.ctx_init!r}")
+            raise ValueError(f"ctx_init must hold words such as 'a photo of a', got {self.ctx_init!r:.80}")
+        if self.ctx_init is not None and SURROGATE.search(self.ctx_init):
+            raise ValueError(f"ctx_init is {self.ctx_init!r:.80}: it has half a character (a lone surrogate)")
         if self.n_ctx is not None and (type(self.n_ctx) is not int or not 1 <= self.n_ctx <= MAX_N_CTX):
             raise ValueError(f"n_ctx must be a whole number from 1 to {MAX_N_CTX}, got {self.n_ctx!r:.40}")
         self._check_flags("learn_temperature")
@@ -135,10 +138,9 @@ class PromptConfig(PeftConfig):
         self._check_ctx_token_ids()
 
     def _check_peft_fields(self) -> None:
-        for name in ("base_model_name_or_path", "revision", "tokenizer_name_or_path"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, (str, os.PathLike)):
-                raise TypeError(f"{name} must be a string, got {value!r:.80}")
+        for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
+            check_name_or_path(name, getattr(self, name))
+        check_revision(self.revision)
         if self.task_type is not None:  # PEFT would make a model of another class than HFCoOp for it
             raise ValueError(f"task_type must be left out, got {self.task_type!r:.80}")
         if self.target_modules != ["text_model"]:
@@ -147,7 +149,7 @@ class PromptConfig(PeftConfig):
     def _check_flags(self, *names: str) -> None:
         for name in names:
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r:.80}")
 
     def _check_numbers(self, *names: str, zero: bool = True) -> None:
         """Raise unless these options are finite numbers above 0, or 0 where that is allowed."""
@@ -157,7 +159,7 @@ class PromptConfig(PeftConfig):
                 raise TypeError(f"{name} must be a number, got {value!r:.80} of type {type(value).__name__}")
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
                 bound = "of at least 0" if zero else "above 0"
-                raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+                raise ValueError(f"{name} must be a finite number {bound}, got {value!r:.80}")
 
     def _check_token_ids(self) -> None:
         if self.token_ids is None and self.name_lengths is None:
@@ -165,20 +167,22 @@ class PromptConfig(PeftConfig):
         n_classes = len(self.classnames or [])
         for name, values in (("token_ids", self.token_ids), ("name_lengths", self.name_lengths)):
             if not isinstance(values, list) or len(values) != n_classes:
-                found = f"{len(values)} entries" if isinstance(values, list) else repr(values)
+                found = f"{len(values)} entries" if isinstance(values, list) else f"{values!r:.80}"
                 raise ValueError(f"{name} must hold one entry for each of the {n_classes} class names, found {found}")
         ends = set()
         for name, ids, length in zip(self.classnames, self.token_ids, self.name_lengths, strict=True):  # type: ignore[arg-type]
             whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
             if not whole or not 3 <= len(ids) <= MAX_TOKEN_IDS:
                 raise ValueError(
-                    f"token_ids of class name {name!r} must be 3 to {MAX_TOKEN_IDS} ids from start to end"
+                    f"token_ids of class name {name!r:.80} must be 3 to {MAX_TOKEN_IDS} ids from start to end"
                 )
             if type(length) is not int or not 1 <= length <= len(ids) - 2:
-                raise ValueError(f"name_lengths of class name {name!r} is {length!r}, its tokens are {ids}")
+                raise ValueError(
+                    f"name_lengths of class name {name!r:.80} is {length!r:.80}, its tokens are {ids!s:.80}"
+                )
             ends.add((ids[0], ids[-1]))
         if len(ends) > 1:
-            raise ValueError(f"token_ids start and end with different tokens: {sorted(ends)[:4]}")
+            raise ValueError(f"token_ids start and end with different tokens: {sorted(ends)[:4]!s:.80}")
 
     def _check_ctx_token_ids(self) -> None:
         ids = self.ctx_token_ids
@@ -229,10 +233,10 @@ class PromptConfig(PeftConfig):
         if self.ctx_init is not None:
             ids = list(tokenizer(clean_classname(self.ctx_init), add_special_tokens=False)["input_ids"])
             if not ids:
-                raise ValueError(f"ctx_init={self.ctx_init!r} has no tokens in this model's vocabulary")
+                raise ValueError(f"ctx_init={self.ctx_init!r:.80} has no tokens in this model's vocabulary")
             if self.n_ctx not in (None, len(ids)):
                 raise ValueError(
-                    f"n_ctx={self.n_ctx} is in conflict with ctx_init={self.ctx_init!r}, which is {len(ids)} "
+                    f"n_ctx={self.n_ctx} is in conflict with ctx_init={self.ctx_init!r:.80}, which is {len(ids)} "
                     "tokens: leave one of the two out"
                 )
             self.n_ctx, self.ctx_token_ids = len(ids), ids
@@ -252,9 +256,9 @@ class PromptConfig(PeftConfig):
         eos = token_ids[0][-1]
         if largest >= text_config.vocab_size or text_config.eos_token_id not in (eos, LEGACY_EOS_TOKEN_ID):
             raise ValueError(
-                f"the adapter's token ids (up to {largest}, end token {eos}) are not those of the base model "
-                f"{model.name_or_path!r} ({text_config.vocab_size} tokens, end token {text_config.eos_token_id}): "
-                "it was made for a model with another tokenizer"
+                f"the adapter's token ids (up to {largest!r:.40}, end token {eos!r:.40}) are not those of the "
+                f"base model {model.name_or_path!r:.80} ({text_config.vocab_size} tokens, end token "
+                f"{text_config.eos_token_id!s:.40}): it was made for a model with another tokenizer"
             )
         longest = max(range(len(token_ids)), key=lambda k: len(token_ids[k]))  # all at once may be too many to lay out
         room, name = text_config.max_position_embeddings, self.classnames[longest]
@@ -265,7 +269,7 @@ class PromptConfig(PeftConfig):
             length = words + self.template.count("{}") * (len(token_ids[longest]) - 3)  # all but start, stop and end
             if length > room:
                 raise ValueError(
-                    f"template={self.template!r:.200} makes a prompt of {length} tokens for class name {name!r:.200}, "
+                    f"template={self.template!r:.80} makes a prompt of {length} tokens for class name {name!r:.80}, "
                     f"but the text tower has {room} positions: shorten the template"
                 )
 

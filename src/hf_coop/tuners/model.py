@@ -15,6 +15,9 @@ from ..encoding import base_revision, load_tokenizer
 from .config import PromptConfig
 from .layer import PromptLayer, PromptLearner
 
+LEARNED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_LEARNED, MAX_LOGIT_SCALE = 1e6, 50.0  # exp(50) is a finite number in fp32
+
 
 class PromptModel(BaseTuner):
     """The tuner of all methods: freezes CLIP and trains what the method's prompt learner holds.
@@ -131,14 +134,28 @@ def check_adapter_tensors(expected: dict[str, torch.Tensor], found: dict[str, to
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(
-            f"adapter_model.safetensors does not fit adapter_config.json: missing tensors {missing}, "
-            f"unknown tensors {unknown[:8]}"
+            f"adapter_model.safetensors does not fit adapter_config.json: missing tensors {missing!s:.100}, "
+            f"unknown tensors {unknown!s:.100}"
         )
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
-                f"adapter_model.safetensors: {name} has shape {tuple(tensor.shape)}, but adapter_config.json and the "
-                f"base model make it {tuple(expected[name].shape)}"
+                f"adapter_model.safetensors: {name:.120} has shape {tuple(tensor.shape)}, but adapter_config.json "
+                f"and the base model make it {tuple(expected[name].shape)}"
             )
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise ValueError(f"adapter_model.safetensors: {name} holds values that are not finite numbers")
+        check_values(f"adapter_model.safetensors: {name}", tensor)
+
+
+def check_values(name: str, tensor: torch.Tensor) -> None:
+    """Raise `ValueError` unless a learned tensor holds numbers that CLIP can compute with.
+
+    What training learns stays far below the bounds; from about 1e19 on the tower's layer norms overflow.
+    """
+    if tensor.dtype not in LEARNED_DTYPES:
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in LEARNED_DTYPES)
+        raise ValueError(f"{name:.200} is of {str(tensor.dtype).removeprefix('torch.')}: adapters hold {kinds}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name:.200} holds values that are not finite numbers")
+    bound = MAX_LOGIT_SCALE if name.endswith("logit_scale") else MAX_LEARNED
+    if (largest := tensor.abs().max().item() if tensor.numel() else 0) > bound:
+        raise ValueError(f"{name:.200} holds the value {largest:g}, far beyond what is learned (at most {bound:g})")
