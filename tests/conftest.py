@@ -16,6 +16,10 @@ PARITY = Path(__file__).parent / "parity"
 CLASSNAMES = ["cat", "Tiger_Cat", "bird of paradise", "boeing 737-800", "pink primrose"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--crafted", type=int, default=45, help="How many crafted files tests/hub opens.")
+
+
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference over the norm of what is expected."""
     assert found.shape == expected.shape
