@@ -12,6 +12,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCK_FILE = ".lock"
 _locked: set[str] = set()  # by this process
 
@@ -31,13 +36,14 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield str(staging)
-        for path in sorted(staging.rglob("*")):
-            place = target / path.relative_to(staging)
-            if path.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
+        target.mkdir(exist_ok=True)
+        with _alone_in(target):
+            for path in sorted(staging.rglob("*")):
+                place = target / path.relative_to(staging)
+                if path.is_dir():
+                    place.mkdir(parents=True, exist_ok=True)
+                else:
+                    os.replace(path, place)
     except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
         raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
     finally:
@@ -77,3 +83,21 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # there is something in it
                 os.rmdir(path)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that move files into `folder`, so that the files of two of them do not mix.
+
+    The folder itself is locked, so no lock file is left, not even by a process that is killed.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
