@@ -1,8 +1,8 @@
 """A small Hugging Face Hub on loopback: repositories as folders, behind the calls that `huggingface_hub` makes.
 
 It speaks create_repo, branches, preupload, LFS batch and upload, commit, pull requests, model_info, tree, resolve with
-revisions and ranges, and tokens for private repositories. `HubServer.fail` makes chosen calls fail. Models and data
-sets share their names here.
+revisions and ranges, and tokens for private repositories. `HubServer.fail` makes chosen calls fail, or misbehave in
+one of `FAULTS`. Models and data sets share their names here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -118,9 +120,10 @@ class HubServer:
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         return self.create(repo_id, private).commit("main", "add files", files)
 
-    def fail(self, pattern: str, status: int = 503, times: int = 1000) -> None:
-        """Answer the next calls that match `METHOD /path` with a status."""
-        self.failures.append({"pattern": re.compile(pattern), "status": status, "times": times})
+    def fail(self, pattern: str, status: int = 503, times: int = 1000, fault: str = "") -> None:
+        """Answer the next calls that match `METHOD /path` with a status, or else with a `FAULTS`."""
+        assert not fault or fault in FAULTS
+        self.failures.append({"pattern": re.compile(pattern), "status": status, "times": times, "fault": fault})
 
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
         """That of a process whose Hub is this one and whose cache is in `home`."""
@@ -150,15 +153,25 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.hub.lock:
             self.hub.calls.append(f"{self.command} {path} {self.headers.get('Range', '')}".rstrip())
+            fault = ""
             try:
-                self._check_failures(path)
+                fault = self._check_failures(path)
                 status, headers, content = self._route(path, query, body)
             except HubError as error:
                 status, headers, content = error.status, error.headers, json.dumps({"error": str(error)}).encode()
+        if fault:
+            status, headers, content = FAULTS[fault](status, headers, content)
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if fault == "reset":
+            content, self.close_connection = content[: len(content) // 2], True
+        if fault == "slow" and self.command != "HEAD":
+            for byte in content[:200]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.002)
+            content = content[200:]
         if self.command == "GET" and "/resolve/" in path and self.hub.cut_after is not None:
             content, self.hub.cut_after, self.close_connection = content[: self.hub.cut_after], None, True
         if self.command != "HEAD":
@@ -166,11 +179,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
-    def _check_failures(self, path: str) -> None:
+    def _check_failures(self, path: str) -> str:
+        """Raise where this call is to fail; gives the other fault that it is to have."""
         for failure in self.hub.failures:
             if failure["times"] > 0 and failure["pattern"].search(f"{self.command} {path}"):
                 failure["times"] -= 1
+                if failure["fault"]:
+                    return failure["fault"]
                 raise HubError(failure["status"], "", "told to fail")
+        return ""
+
+    def faults(self, body: bytes, **unused: Any) -> Any:
+        """Another process tells this server how to misbehave from now on, and asks what happened."""
+        self.hub.failures.clear()
+        for failure in json.loads(body):
+            self.hub.fail(**failure)
+        return {name: [len(repo.log), *repo.files()] for name, repo in self.hub.repos.items()}
 
     def _route(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         for pattern, handler in ROUTES:
@@ -305,10 +329,42 @@ def _oid(name: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def _other_bytes(status: int, headers: dict[str, str], content: bytes) -> Answer:
+    return status, headers, bytes(byte ^ 1 for byte in content)
+
+
+def _without_end(status: int, headers: dict[str, str], content: bytes) -> Answer:
+    """A whole answer of a part, as a cache in between may give it."""
+    return status, headers, content[: len(content) // 2]
+
+
+def _web_page(status: int, headers: dict[str, str], content: bytes) -> Answer:
+    """What the login page of a hotel's network answers to everything."""
+    page = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+    return 200, {"Content-Type": "text/html", "Content-Length": str(len(page))}, page
+
+
+def _redirect(status: int, headers: dict[str, str], content: bytes) -> Answer:
+    return 302, {**headers, "Location": "http://127.0.0.1:9/elsewhere"}, b""
+
+
+FAULTS: dict[str, Callable[[int, dict[str, str], bytes], Answer]] = {
+    "reset": lambda *answer: answer,  # the connection breaks in the middle
+    "slow": lambda *answer: answer,
+    "truncated": _without_end,
+    "other bytes": _other_bytes,
+    "web page": _web_page,
+    "redirect": _redirect,
+}
+
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 API = f"/api/(?:models|datasets)/{REPO}"
 ROUTES: list[tuple[str, Any]] = [
     ("/api/repos/create", _Handler.create_repo),
+    ("/faults", _Handler.faults),
     ("/api/validate-yaml", _Handler.validate_yaml),
     (f"{API}/branch/(?P<branch>.+)", _Handler.create_branch),
     (f"{API}/preupload/(?P<revision>.+)", _Handler.preupload),
