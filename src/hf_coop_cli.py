@@ -261,6 +261,58 @@ def predict(
 
 
 @app.command()
+def explain(
+    adapter: Adapter,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for report.html.")],
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", help="Test images: Hub id, folder or .parquet; demo: embedded.")
+    ] = None,
+    test_dir: Annotated[
+        Path | None, typer.Option("--test_dir", help="Or a folder with one sub-folder of images a class.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Or an image set of the papers: dtd, sun397, ….")] = None,
+    data_dir: DataDir = None,
+    test_split: Annotated[
+        str | None, typer.Option("--test_split", help="Split of the data set; default: test, else validation.")
+    ] = None,
+    zero_shot_template: Annotated[
+        str | None, typer.Option("--zero_shot_template", help="Hand-written prompt; default: the benchmark's.")
+    ] = None,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cpu.")] = None,
+) -> None:
+    """Show what a prompt learned: figures, images and words beside the hand-written prompt's, on one page."""
+    from hf_coop import HFCoOp
+    from hf_coop.data import hand_crafted_template, load_benchmark, load_image_splits
+    from hf_coop.serving import explain as write_report
+    from hf_coop.serving import name_of
+
+    with _errors_as_messages():
+        template = zero_shot_template or hand_crafted_template(benchmark)
+        if benchmark is not None and test_dir is None and dataset_name is None:
+            splits = load_benchmark(benchmark, data_dir).splits  # some have test images alone
+        else:
+            splits = load_image_splits(
+                test_dir,
+                None,
+                dataset_name,
+                benchmark=benchmark,
+                data_dir=data_dir,
+                test_split=test_split,
+                token=token,
+            )
+        if test_dir is None and "test" not in splits:
+            raise ValueError(f"{dataset_name!r} has no test images: name their split by --test_split")
+        images = splits["train" if test_dir is not None else "test"]
+        model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
+        facts = {"prompt": name_of(adapter), "data set": benchmark or name_of(dataset_name or test_dir)}
+        path = write_report(model, images, output_dir, template, facts)
+    typer.echo(f"{path}: open it in a browser")
+
+
+@app.command()
 def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
     """Print what an adapter is, without loading CLIP."""
     from hf_coop.errors import short

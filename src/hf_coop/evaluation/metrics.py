@@ -81,6 +81,10 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """
     confidence = probabilities.max(1).astype(np.float64)
     correct = probabilities.argmax(1) == labels
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    gaps = np.bincount(bins_of(confidence, bins), weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def bins_of(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """The bin b of each confidence, which lies in `(b / bins, (b + 1) / bins]`."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
