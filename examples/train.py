@@ -86,6 +86,8 @@ def train(
     trainer, scores = learn_prompt(model, args, splits, template, cv_folds=folds, **described)
     trainer.save_model()
 
+    measured = {"zero-shot": "zero_shot", "learned": "learned"} if "test" in splits else {}
+    accuracies = {label: scores[name]["accuracy"] for label, name in measured.items()}
     seconds |= scores.pop("seconds")
     settings = {"model": vars(model_args), "prompt": vars(prompt_args), "data": vars(data_args)}
     settings["training"] = trainer.args.to_dict()
@@ -93,7 +95,7 @@ def train(
     if trainer.accelerator.is_main_process:
         with staged_folder(args.output_dir) as folder:
             Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-            plot_training_curves(trainer.state.log_history, Path(folder, "training_curves.png"))
+            plot_training_curves(trainer.state.log_history, Path(folder, "training_curves.png"), accuracies)
         print(accuracies_told(scores))
         print(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
     if args.push_to_hub:
