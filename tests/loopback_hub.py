@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-TOKEN, USER = "hf_loopback", "tester"
+TOKEN, READ_TOKEN, USER = "hf_loopback", "hf_readonly", "tester"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".zip", ".gz", ".tar")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -214,6 +214,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(404 if self._signed_in else 401, "RepoNotFound", "Repository not found")
         return repo
 
+    def whoami(self, **unused: Any) -> Any:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in (TOKEN, READ_TOKEN):
+            raise HubError(401, "", "Invalid username or password.")
+        role = "write" if token == TOKEN else "read"
+        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
+        return {"type": "user", "name": USER, "orgs": [{"type": "org", "name": "botanists"}], "auth": auth}
+
     def create_repo(self, body: bytes, **unused: Any) -> Any:
         if not self._signed_in:
             raise HubError(401, "", "Invalid username or password.")
@@ -363,6 +371,7 @@ FAULTS: dict[str, Callable[[int, dict[str, str], bytes], Answer]] = {
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 API = f"/api/(?:models|datasets)/{REPO}"
 ROUTES: list[tuple[str, Any]] = [
+    ("/api/whoami-v2", _Handler.whoami),
     ("/api/repos/create", _Handler.create_repo),
     ("/faults", _Handler.faults),
     ("/api/validate-yaml", _Handler.validate_yaml),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -417,6 +419,27 @@ class TestFiles:
         ]
         assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
+    def test_others_may_read_them_as_the_umask_says(self, model, tmp_path):
+        for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+            before = os.umask(umask)
+            try:
+                model.save_pretrained(tmp_path / str(umask))
+            finally:
+                os.umask(before)
+            assert {path.stat().st_mode & 0o777 for path in (tmp_path / str(umask)).iterdir()} == {mode}
+
+    def test_a_relative_base_model_is_found_from_elsewhere(self, tmp_path, monkeypatch, images):
+        monkeypatch.chdir(PARITY.parent)
+        model = HFCoOp.from_clip("parity", CLASSNAMES, n_ctx=2)
+        plain = get_peft_model(CLIPModel.from_pretrained("parity"), CoOpConfig(classnames=CLASSNAMES, n_ctx=2))
+        model.save_pretrained(tmp_path / "a")
+        plain.save_pretrained(tmp_path / "b")
+        monkeypatch.chdir(tmp_path)
+        assert HFCoOp.from_pretrained("a").predict(images) == model.predict(images)
+        for name in ("a", "b"):
+            assert HFCoOp.from_pretrained(name).prompt_config.base_model_name_or_path == str(PARITY)
+            assert describe_adapter(name)["base model"] == f"{PARITY} (a folder of this machine)"
+
     def test_goes_on_training(self, folder, pixel_values):
         loaded = HFCoOp.from_pretrained(folder, is_trainable=True)
         loaded(pixel_values=pixel_values, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
@@ -529,3 +552,23 @@ def test_class_embeddings_follow_a_change_of_clip(part):
         assert torch.equal(model.class_embeddings(), before)
         model.clip.get_submodule(part).weight.mul_(-1)
         assert not torch.allclose(model.class_embeddings(), before)
+
+
+def test_print_says_what_it_is(model):
+    assert repr(model).splitlines() == [
+        *("HFCoOp(", "  method   CoOp", f"  classes  5: {', '.join(CLASSNAMES)}", "  context  4 vectors"),
+        *(f"  base     {PARITY}", "  device   cpu, torch.float32", ")"),
+    ]
+    model.add_adapter("other", CoOpConfig(classnames=[f"class {k}" for k in range(1000)], n_ctx=2))
+    model.set_adapter("other")
+    assert "  adapters default, other; active: other" in repr(model)
+    assert "class 9 … (1000)" in repr(model)
+    model.delete_adapter("other")
+    model.delete_adapter("default")
+    assert repr(model) == f"HFCoOp(no adapter, base={str(PARITY)!r})"
+
+
+def test_warnings_of_other_libraries_stay_away():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        HFCoOp.from_clip(PARITY, CLASSNAMES, n_ctx=2)

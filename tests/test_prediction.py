@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_coop import HFCoOp
+from hf_coop.hub import CardDetails
 
 
 @pytest.fixture
@@ -114,6 +117,88 @@ class TestPredict:
                 with pytest.raises(TypeError, match=f"{option} must be a whole number, got {value!r}"):
                     model.predict(given, **{option: value})
         assert len(model.predict(images[0], **{option: np.int64(2)})) >= 2
+
+
+class TestNoneOfThese:
+    def test_lower_scores_are_left_out(self, model, images):
+        every = model.predict(images)
+        bound = sorted(row["score"] for prediction in every for row in prediction)[8]
+        found = model.predict(images, min_score=bound)
+        assert_same(found, [[row for row in prediction if row["score"] >= bound] for prediction in every])
+        assert model.predict(images[0], min_score=1) == []
+        assert list(model.predict(iter(images), min_score=1.0)) == [[]] * 4
+        assert model.predict(images, min_score=0) == every
+
+    def test_the_score_of_the_validation_images(self, model, images):
+        with pytest.raises(ValueError, match="min_score='auto' is a score found on validation images"):
+            model.predict(images, min_score="auto")
+        bound = model.predict(images[0])[1]["score"] + 1e-6
+        model.card_details = CardDetails(min_score=bound)
+        assert len(model.predict(images[0], min_score="auto")) == 1
+        model.set_classnames(["dog", "cow"])
+        with pytest.raises(ValueError, match="or has other class names now"):
+            model.predict(images, min_score="auto")
+
+    @pytest.mark.parametrize(
+        ("value", "error"), [(-0.1, ValueError), (1.5, ValueError), (float("nan"), ValueError), ("high", TypeError)]
+    )
+    def test_other_values(self, model, images, value, error):
+        with pytest.raises(error, match=f"min_score must be .* or 'auto', got '?{value}"):
+            model.predict(images, min_score=value)
+
+
+class TestThreads:
+    """One model, two adapters with different numbers of classes, and threads that do not know of each other."""
+
+    NAMES = ("default", "birds")
+
+    @pytest.fixture
+    def both(self, model) -> HFCoOp:
+        model.add_adapter("birds", type(model.prompt_config)(classnames=["red kite", "robin"], n_ctx=2))
+        return model
+
+    @staticmethod
+    def in_threads(work: Callable[[int], Any]) -> list[Any]:
+        switched = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                return list(pool.map(work, range(400)))
+        finally:
+            sys.setswitchinterval(switched)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_each_gets_the_adapter_that_it_names(self, both, images, training):
+        expected = {name: both.predict(images[0], adapter_name=name) for name in self.NAMES}
+        assert {row["label"] for row in expected["birds"]} == {"red kite", "robin"}
+        assert both.active_adapter == "default"
+        both.train(training)
+        found = self.in_threads(lambda n: both.predict(images[0], adapter_name=self.NAMES[n % 2]))
+        assert [prediction == expected[self.NAMES[n % 2]] for n, prediction in enumerate(found)].count(True) == 400
+        assert both.training == training
+        assert all(module.training == training for module in both.modules())
+
+    def test_names_and_scores_belong_together_whoever_sets_the_adapter(self, both, images):
+        expected = [both.predict(images[0], adapter_name=name) for name in self.NAMES]
+
+        def work(number: int) -> Any:
+            both.set_adapter(self.NAMES[number % 2])
+            return both.predict(images[0])
+
+        assert all(prediction in expected for prediction in self.in_threads(work))
+
+    def test_cocoop(self, images):
+        torch.manual_seed(0)
+        model = HFCoOp.from_clip(PARITY, CLASSNAMES, "cocoop", n_ctx=2)
+        model.add_adapter("birds", type(model.prompt_config)(classnames=["red kite", "robin"], n_ctx=2))
+        expected = {name: model.predict(images[0], adapter_name=name) for name in self.NAMES}
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: model.predict(images[0], adapter_name=self.NAMES[n % 2]), range(40)))
+        assert found == [expected[self.NAMES[n % 2]] for n in range(40)]
+
+    def test_no_such_adapter(self, both, images):
+        with pytest.raises(ValueError, match="there is no adapter 'fish'; there are default, birds"):
+            both.predict(images, adapter_name="fish")
 
 
 class TestManyImages:

@@ -19,6 +19,7 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".lock"
 _locked: set[str] = set()  # by this process
+PROBE_BYTES = 2**20  # more than an adapter, its card, metrics and pictures take
 
 
 @contextmanager
@@ -36,6 +37,7 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield str(staging)
+        open_to_readers(staging)
         target.mkdir(exist_ok=True)
         with _alone_in(target):
             for path in sorted(staging.rglob("*")):
@@ -101,3 +103,27 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give all files the mode that the umask gives to new ones: safetensors lets nobody but their owner read them."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder, and raise `OSError` now where files could not be written there after long work."""
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {str(folder)!r}: {error}; make room there, or choose another folder"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,11 @@ from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.utils import can_return_tuple
 
 from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, template_embeddings
+from .errors import some
 from .hub import CardDetails, HubMixin, check_device, load_clip
 from .prediction import PredictionMixin
 from .tuners import PromptConfig, config_class_of
-from .tuners.layer import NO_ADAPTER, PromptLayer, tensor_versions
+from .tuners.layer import NO_ADAPTER, PromptLayer, PromptLearner, tensor_versions
 
 IMAGE_TOWER_OPTIONS = ("interpolate_pos_encoding", "output_attentions", "output_hidden_states")  # of forward
 
@@ -50,7 +52,9 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
     ) -> None:
         if peft_config.base_model_name_or_path is None:
             peft_config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-        super().__init__(model, peft_config, adapter_name, **kwargs)
+        with warnings.catch_warnings():  # PEFT reads what transformers has just renamed
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            super().__init__(model, peft_config, adapter_name, **kwargs)
         self.clip.accepts_loss_kwargs = False  # else transformers.Trainer takes CLIP's **kwargs for num_items_in_batch
         self._embeds_cache: tuple[torch.Tensor, Any, torch.Tensor] | None = None
         self._template_cache: tuple[Any, torch.Tensor] | None = None
@@ -145,6 +149,22 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             raise ValueError(NO_ADAPTER)
         return super().active_peft_config
 
+    def __repr__(self) -> str:
+        """What it is, in a few lines; `print(model.clip)` shows the modules."""
+        if not self.peft_config:
+            return f"HFCoOp(no adapter, base={self.clip.name_or_path!r})"
+        config = self.prompt_config
+        lines = {
+            "method": config.label,
+            "classes": f"{len(config.classnames)}: {some(config.classnames)}",
+            "context": f"{config.n_ctx} vectors{' for each class' if config.class_specific_context else ''}",
+            "base": config.base_model_name_or_path or "not recorded",
+            "device": f"{self.clip.device}, {self.clip.dtype}",
+        }
+        if len(self.peft_config) > 1:
+            lines["adapters"] = f"{', '.join(self.peft_config)}; active: {self.active_adapter}"
+        return "\n".join(["HFCoOp(", *(f"  {name:<9}{value}" for name, value in lines.items()), ")"])
+
     def get_base_model(self) -> CLIPModel:
         """The base model, adapter layer inside."""
         return self.base_model.model
@@ -174,7 +194,10 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
     @property
     def logit_scale(self) -> torch.Tensor:
         """Log of the inverse softmax temperature: CLIP's, or the active adapter's where it learned one."""
-        return getattr(self.prompt_layer.active_learner, "logit_scale", self.clip.logit_scale)
+        return self._logit_scale_of(self.prompt_layer.active_learner)
+
+    def _logit_scale_of(self, learner: PromptLearner) -> torch.Tensor:
+        return getattr(learner, "logit_scale", self.clip.logit_scale)
 
     @can_return_tuple
     def forward(
@@ -213,7 +236,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         if image_embeds is None:
             vision = self._encode_images(pixel_values, **kwargs)
             image_embeds = vision.pooler_output
-        logits, losses = self.logits_and_losses(None, image_embeds, labels)
+        logits, losses = self.logits_and_losses(None, image_embeds, labels, learner=learner)
         return ImageClassifierOutput(
             loss=learner.one_loss(losses) if losses else None,
             logits=logits,
@@ -236,6 +259,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         image_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         class_embeds: torch.Tensor | None = None,
+        learner: PromptLearner | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Logits `(B, K)` in fp32, and the method's losses (`PromptLearner.losses`; none without labels).
 
@@ -245,32 +269,36 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         Args:
             pixel_values, image_embeds, labels: as in [`forward`].
             class_embeds (`torch.Tensor` of shape `(K, D)`, *optional*): default: those of [`class_embeddings`].
+            learner ([`PromptLearner`], *optional*): of which adapter. Default: the active one.
         """
+        learner = learner or self.prompt_layer.active_learner
         if image_embeds is None:
             image_embeds = self._encode_images(pixel_values).pooler_output
         images = F.normalize(image_embeds.float(), dim=-1)
-        classes = self.class_embeddings(images) if class_embeds is None else class_embeds  # (K, D) or (B, K, D)
-        logits = ((self.logit_scale.exp() * images)[:, None] @ classes.mT)[:, 0]
-        learner = self.prompt_layer.active_learner
+        classes = self.class_embeddings(images, learner) if class_embeds is None else class_embeds  # (K, D), (B, K, D)
+        logits = ((self._logit_scale_of(learner).exp() * images)[:, None] @ classes.mT)[:, 0]
         losses = () if labels is None else learner.losses(self, logits, labels, images, classes)
         return logits, losses
 
     @torch.compiler.disable
-    def class_embeddings(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
+    def class_embeddings(
+        self, image_embeds: torch.Tensor | None = None, learner: PromptLearner | None = None
+    ) -> torch.Tensor:
         """Normalised class embeddings in fp32, computed once for each state of the prompt unless it is in training.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(B, D)`): normalised image features, for methods that need them.
+            learner ([`PromptLearner`], *optional*): of which adapter. Default: the active one.
 
         Returns:
             `torch.Tensor` of shape `(K, D)`, or `(B, K, D)` where prompts depend on the image.
         """
-        pooled = self.prompt_layer.encode_classes(image_embeds)
+        pooled = self.prompt_layer.encode_classes(image_embeds, learner)
         if torch.compiler.is_compiling():  # `torch.export`, whose tensors hold no values
             return self.project(pooled)
-        versions = tensor_versions(self.clip.text_projection)
-        if self._embeds_cache is not None and self._embeds_cache[0] is pooled and self._embeds_cache[1] == versions:
-            return self._embeds_cache[2]
+        versions, known = tensor_versions(self.clip.text_projection), self._embeds_cache
+        if known is not None and known[0] is pooled and known[1] == versions:
+            return known[2]
         embeds = self.project(pooled)
         reusable = pooled.ndim == 2 and not embeds.requires_grad
         self._embeds_cache = (pooled, versions, embeds) if reusable else None
@@ -300,10 +328,11 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             ) from error
         tower = [self.prompt_layer.base_layer, self.clip.text_projection]
         key = templates, tuple(self.classnames), [tensor_versions(module) for module in tower], self.clip.device
-        if self._template_cache is None or self._template_cache[0] != key:
+        known = self._template_cache
+        if known is None or known[0] != key:
             embeds = template_embeddings(self.clip, tokenizer, self.classnames, templates)
-            self._template_cache = (key, embeds)
-        return self._template_cache[1]
+            known = self._template_cache = (key, embeds)
+        return known[1]
 
     @torch.no_grad()
     def zero_shot_logits(

@@ -17,7 +17,8 @@ from transformers import CLIPModel
 
 from hf_coop import CoOpConfig, HFCoOp
 from hf_coop.files import staged_folder
-from hf_coop.hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, describe_adapter, read_adapter_config
+from hf_coop.hub import describe_adapter
+from hf_coop.hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 
 CTX = "base_model.model.text_model.prompt_learner.ctx"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from conftest import CLASSNAMES, PARITY
-from loopback_hub import HubServer
+from loopback_hub import READ_TOKEN, TOKEN, HubServer
 from PIL import Image
 from test_convert import CLASSNAMES as PUBLISHED_CLASSNAMES
 from test_convert import COOP
 from typer.testing import CliRunner
 
-from hf_coop import HFCoOp
+from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.hub.model_card import CardDetails
 from hf_coop.serving import classify_files
 from hf_coop_cli import app
@@ -235,3 +235,73 @@ def test_what_a_stranger_wrote_stays_on_its_line(adapter, tmp_path, pictures):
         assert "task" in told.output
         assert len([line for line in told.output.splitlines() if line.startswith("error: ")]) == 1
         assert all(line.isprintable() for line in told.output.splitlines())
+
+
+CHECK_PUSH = """
+import sys
+from hf_coop.hub import check_push
+for name, token in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        check_push(name, token)
+        print("may be pushed")
+    except (OSError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_what_could_not_be_pushed_is_known_before_training(hub, home):
+    """In a process of its own, since the Hub's address is read at import; nothing is made there."""
+    before = dict(hub.repos)
+    cases = {
+        ("tester/a--b", TOKEN): "'tester/a--b' can be no repository to push to: ",
+        ("somebody/digits", TOKEN): "'somebody/digits': the token is of tester, botanists; choose a name of theirs",
+        ("botanists/digits", READ_TOKEN): "'botanists/digits': the token may only read",
+        ("tester/digits", "hf_wrong"): "cannot push to 'tester/digits': Invalid user token.",
+        ("botanists/digits", TOKEN): "may be pushed",
+        ("digits", TOKEN): "may be pushed",
+    }
+    done = hub.run(home, "-c", CHECK_PUSH, *(value for case in cases for value in case))
+    for found, message in zip(done.stdout.splitlines(), cases.values(), strict=True):
+        assert message in found
+    assert hub.repos == before
+
+
+def test_the_trainer_asks_before_it_starts(adapter, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("hf_coop.training.run.check_push", lambda *arguments: asked.append(arguments))
+    model = HFCoOp.from_pretrained(adapter, PARITY)
+    CoOpTrainer(model, CoOpTrainingArguments(output_dir=str(tmp_path / "digits"), use_cpu=True))
+    assert asked == []
+    CoOpTrainer(model, CoOpTrainingArguments(output_dir=str(tmp_path / "digits"), use_cpu=True, push_to_hub=True))
+    assert asked == [("digits", None)]
+
+
+def test_info_says_what_was_measured(adapter, tmp_path):
+    assert "accuracy" not in run_here("info", adapter).stdout
+    model = HFCoOp.from_pretrained(adapter, PARITY)
+    model.card_details = CardDetails(
+        dataset_name="Flowers",
+        split="test",
+        shots=16,
+        train_images=60,
+        learned={"accuracy": 0.951},
+        zero_shot={"accuracy": 0.712},
+        min_score=0.43,
+    )
+    model.save_pretrained(tmp_path)
+    facts = [line.split(maxsplit=1) for line in run_here("info", tmp_path).stdout.splitlines()]
+    assert ["accuracy", "95.10%, zero-shot 71.20% (on test of Flowers)"] in facts
+    assert ["learned", "from     up to 16 images a class (60 in all)"] in facts
+    assert ["none", "of these    below a score of 0.43"] in facts
+
+
+def test_cache(adapter, datasets_cache):
+    folder = datasets_cache / "hf_coop_features"
+    shutil.rmtree(folder, ignore_errors=True)
+    assert run_here("cache", "show").stdout == f"{folder}: features of 0 sets of images, 0.0 MiB\n"
+    folder.mkdir()
+    (folder / "abc.arrow").write_bytes(bytes(3 * 2**20))
+    assert run_here("cache", "show").stdout == f"{folder}: features of 1 sets of images, 3.0 MiB\n"
+    assert run_here("cache", "clear").stdout == f"{folder}: 3.0 MiB deleted\n"
+    assert not folder.exists()
+    assert run_here("cache", "clear").exit_code == 0

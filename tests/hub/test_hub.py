@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import json, sys, tempfile, torch
 from pathlib import Path
 import numpy as np
 from PIL import Image
+from huggingface_hub import HfApi
 from hf_coop import HFCoOp
 from hf_coop.hub.model_card import CardDetails
 
@@ -50,6 +52,8 @@ attempt("broken", lambda: model.push_to_hub("tester/broken"))
 attempt("no token", lambda: model.push_to_hub("tester/other", token="hf_wrong"))
 
 model.add_adapter("birds", type(model.prompt_config)(classnames=["red kite", "robin"], n_ctx=2))
+HfApi().create_repo("tester/two-adapters")
+HfApi().upload_file(path_or_fileobj=b"# Taken by the sea.\n", path_in_repo="README.md", repo_id="tester/two-adapters")
 model.push_to_hub("tester/two-adapters")
 with torch.no_grad():
     model.delete_adapter("birds")
@@ -193,7 +197,14 @@ def test_results_survive_loading_and_pushing_again(pushed, pulled):
 def test_the_pushed_card_names_the_repository(hub, pushed, folder):
     card = hub.repos["tester/flowers"].files()["README.md"].read_text()
     assert 'HFCoOp.from_pretrained("tester/flowers")' in card
-    assert card == (folder / "README.md").read_text().replace("your-name/your-adapter", "tester/flowers")
+    saved = (folder / "README.md").read_text().replace("your-name/your-adapter", "tester/flowers")
+    assert re.sub("<!-- hf-coop [0-9a-f]+", "", card) == re.sub("<!-- hf-coop [0-9a-f]+", "", saved)
+    assert "base_model: tester/tiny-clip" in card
+
+
+def test_text_that_somebody_wrote_on_the_hub_stays(hub, pushed):
+    card = hub.repos["tester/two-adapters"].files()["README.md"].read_text()
+    assert card.endswith("---\n# Taken by the sea.\n")
     assert "base_model: tester/tiny-clip" in card
 
 

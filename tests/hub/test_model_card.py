@@ -19,8 +19,8 @@ from hf_coop.encoding.prompts import clean_classname
 from hf_coop.errors import one_line
 from hf_coop.evaluation.nearest_words import nearest_words
 from hf_coop.hub.adapter_files import CONFIG_FILE
+from hf_coop.hub.card_file import REPO_PLACEHOLDER
 from hf_coop.hub.model_card import CardDetails, create_model_card, plain_text
-from hf_coop.hub.publishing import REPO_PLACEHOLDER
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -43,7 +43,9 @@ DETAILS = CardDetails(
     dataset_id="user/flowers",
     split="test",
     shots=16,
+    train_images=70,
     seed=2,
+    min_score=0.43,
     learned={"accuracy": 0.951, "top5_accuracy": 0.99, "macro_f1": 0.94, "ece": 0.031},
     zero_shot={"accuracy": 0.712, "macro_f1": 0.69},
     zero_shot_template="a photo of a {}.",
@@ -116,6 +118,32 @@ def test_results_stand_beside_zero_shot():
         *("Expected calibration error", "", "0.0310"),
     ]
     assert table_cells(card, "Training")[-6:] == ["Optimizer", "sgd", "Learning rate", "0.002", "Epochs", "200"]
+
+
+@pytest.mark.parametrize(
+    ("shots", "images", "text"),
+    [
+        (16, None, "Learned from 16 images a class, seed 2."),
+        (16, 80, "Learned from 16 images a class, seed 2."),
+        (1, 5, "Learned from 1 image a class, seed 2."),
+        (16, 70, "Learned from up to 16 images a class (70 in all), seed 2."),
+    ],
+)
+def test_shots_are_those_that_were_used(shots, images, text):
+    details = CardDetails(shots=shots, train_images=images, seed=2)
+    assert f"\n{text}\n" in create_model_card(CoOpConfig(classnames=CLASSNAMES), details).content
+
+
+def test_a_local_base_model_is_said_to_be_local():
+    card = create_model_card(CoOpConfig(classnames=CLASSNAMES, base_model_name_or_path=str(PARITY))).content
+    assert "a folder on its author's machine: elsewhere pass `base_model_name_or_path` too" in card
+    card = create_model_card(CoOpConfig(classnames=CLASSNAMES, base_model_name_or_path="user/clip")).content
+    assert "machine" not in card
+
+
+def test_a_score_for_none_of_these():
+    card = create_model_card(CoOpConfig(classnames=CLASSNAMES), CardDetails(min_score=0.43)).content
+    assert '95 % of the validation images scored 0.43 or more: `model.predict("image.jpg", min_score="auto")`' in card
 
 
 def test_what_was_not_measured_is_left_out():

@@ -6,7 +6,8 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..encoding import distinct_classnames
@@ -99,6 +100,21 @@ def hold_out_test(splits: DatasetDict, test_size: float) -> DatasetDict:
     return type(splits)({**splits, "train": train.select(sorted(rows[0])), "test": train.select(sorted(rows[1]))})
 
 
+def describe_shots(shots: int | None, images: int | None, classes: int, what: str = "image") -> str:
+    """How many images a prompt was learned from: "16 images a class", or "up to 16 images a class (92 in all)".
+
+    Args:
+        shots (`int`): of the largest class; "" where it is not known.
+        images (`int`, *optional*): in all.
+        classes (`int`): how many.
+        what (`str`): what they are pictures of, one of them.
+    """
+    if not shots:
+        return ""
+    text = f"{shots} {what}{'s' if shots > 1 else ''} a class"
+    return text if images in (None, shots * classes) else f"up to {text} ({images} in all)"
+
+
 def few_shot_rows(splits: DatasetDict, num_shots: int, seed: int) -> dict[str, list[int]]:
     """The rows that [`few_shot_splits`] draws, of the splits that it draws from."""
     generator, rows = random.Random(seed), {}
@@ -162,7 +178,23 @@ def subsample_classes(splits: DatasetDict, subset: str = "all") -> DatasetDict:
 def change_splits(splits: DatasetDict, change: Callable[[str, Dataset], Dataset]) -> DatasetDict:
     """The same change to every split, by name. Two names for one split, as ImageNet's validation and test, stay so."""
     changed: dict[int, Dataset] = {}
-    for name, split in splits.items():
-        if id(split) not in changed:
-            changed[id(split)] = change(name, split)
+    with _no_progress_bars():  # "Flattening the indices": nobody has asked for it
+        for name, split in splits.items():
+            if id(split) not in changed:
+                changed[id(split)] = change(name, split)
     return type(splits)({name: changed[id(split)] for name, split in splits.items()})
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without the progress bars of `datasets`."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

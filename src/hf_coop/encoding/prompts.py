@@ -228,11 +228,12 @@ class PromptLayout:
 
     def once(self, make: Callable[..., Any], *args: Hashable) -> Any:
         """`make(layout, *args)`, made once for these arguments and kept with the layout."""
-        if (make, args) not in self._made:
+        made = self._made
+        if (make, args) not in made:
             # Inference mode's tensors could not be used in training later, those of `torch.export` hold no values.
             with torch.inference_mode(False), _disable_current_modes():
-                self._made[make, args] = make(self, *args)
-        return self._made[make, args]
+                made[make, args] = make(self, *args)
+        return made[make, args]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept for speed, so that a copy is the same before and after a prediction."""

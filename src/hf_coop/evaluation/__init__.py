@@ -3,7 +3,12 @@
 from .baselines import BASELINES, ENSEMBLES, Baseline
 from .few_shot_features import FewShotFeatures, Head
 from .figures import plot_training_curves
-from .metrics import accuracies_told, classification_metrics, expected_calibration_error
+from .metrics import (
+    accuracies_told,
+    classification_metrics,
+    expected_calibration_error,
+    none_of_these_threshold,
+)
 from .nearest_words import nearest_words
 
 __all__ = [
@@ -16,5 +21,6 @@ __all__ = [
     "classification_metrics",
     "expected_calibration_error",
     "nearest_words",
+    "none_of_these_threshold",
     "plot_training_curves",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from ..encoding import distinct_classnames
 
 CALIBRATION_BINS = 15
+KEPT = 0.95  # the share of images of the classes that a threshold for "none of these" is to let through
 
 
 def classification_metrics(
@@ -88,3 +89,16 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 def bins_of(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
     """The bin b of each confidence, which lies in `(b / bins, (b + 1) / bins]`."""
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
+def none_of_these_threshold(probabilities: np.ndarray) -> float:
+    """The score below which an image is rather of none of the classes: 95 % of images of the classes reach it.
+
+    The highest softmax score as a detector of other images (Hendrycks and Gimpel 2017, arXiv 1610.02136), at the true
+    positive rate that is customary for it.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(N, K)`): softmax scores of images of the classes, held out in training.
+    """
+    lowest = np.quantile(probabilities.max(1), 1 - KEPT, method="lower")
+    return float(np.floor(lowest * 1e4) / 1e4)

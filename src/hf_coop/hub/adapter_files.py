@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from ..pretrained import (
     read_json,
 )
 from ..tuners import PromptConfig, config_class_of
-from ..tuners.config import own_options
 from ..tuners.model import check_values
 
 CONFIG_FILE = "adapter_config.json"
@@ -135,38 +133,6 @@ def read_adapter_config(folder: str | os.PathLike[str]) -> PromptConfig:
     with naming_file(weights):
         _check_weights(weights, config)
     return config
-
-
-def describe_adapter(model_id: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
-    """What an adapter is, from its files alone: method, base model, context, classes, size.
-
-    Args:
-        model_id, hub: as in `fetch_adapter`.
-
-    Raises:
-        ValueError, OSError: as `fetch_adapter` and `read_adapter_config`.
-    """
-    folder = fetch_adapter(model_id, **hub)
-    config = read_adapter_config(folder)
-    weights = os.path.join(folder, WEIGHTS_FILE)
-    with safe_open(weights, framework="pt") as file:
-        values = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    base = config.base_model_name_or_path or "not recorded"
-    facts = {
-        "method": config.label,
-        "base model": f"{base} at {config.revision}" if config.revision else base,
-        "context vectors": config.n_ctx,
-        "started from": config.ctx_init,
-        "class name": f"at the {config.class_token_position}",
-        "class-specific": "yes" if config.class_specific_context else "no",
-        "temperature": "learned" if config.learn_temperature else "CLIP's",
-        "template": config.template or None,
-        **own_options(config),
-        "parameters": f"{values:,} ({os.path.getsize(weights):,} bytes)",
-        "written by": f"hf-coop {config.hf_coop_version}",
-        "classes": f"{len(config.classnames)}: {', '.join(config.classnames)}",
-    }
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _check_weights(path: str, config: PromptConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from ..files import staged_folder
 from ..tuners import PromptConfig
 from .adapter_files import CARD_FILE, CONFIG_FILE, fetch_adapter, naming_file, read_adapter_config
 from .base_model import check_adapter_config, check_device, load_clip, load_image_processor
+from .card_file import write_card
 from .convert import read_checkpoint
 from .model_card import CardDetails, create_model_card
 from .publishing import push_folder
@@ -238,6 +240,8 @@ class HubMixin(Base):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, each whole or not at all.
 
+        A `README.md` that is there keeps what people wrote; the part that hf-coop wrote and nobody changed is renewed.
+
         Args:
             save_directory: the folder; made if needed.
             kwargs: as in [`~peft.PeftModel.save_pretrained`].
@@ -253,15 +257,17 @@ class HubMixin(Base):
             )
         self.active_peft_config  # noqa: B018 - says clearly that there is none
         with staged_folder(save_directory) as staging:
+            if (card := Path(save_directory, CARD_FILE)).is_file():
+                shutil.copyfile(card, Path(staging, CARD_FILE))
             super().save_pretrained(staging, **{"save_embedding_layers": False, **kwargs})
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write the model card into `output_dir` (called by `save_pretrained`)."""
+        """Write the model card into `output_dir`, or renew its part of the one there (called by `save_pretrained`)."""
         try:
             words = nearest_words(self.clip, self.tokenizer, max_vectors=MAX_CARD_VECTORS)
         except ValueError:  # no tokenizer
             words = None
-        create_model_card(self.prompt_config, self.card_details, words).save(os.path.join(output_dir, CARD_FILE))
+        write_card(create_model_card(self.prompt_config, self.card_details, words), Path(output_dir, CARD_FILE))
 
     def push_to_hub(
         self,

@@ -18,11 +18,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.few_shot import describe_shots
 from ..encoding import distinct_classnames
 from ..errors import one_line, short
 from ..pretrained import check_plain_file
 from ..tuners.config import PromptConfig, own_options
-from .publishing import REPO_PLACEHOLDER
+from .card_file import CARD_DATA_KEY, REPO_PLACEHOLDER
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -30,7 +31,6 @@ METRICS = {
     "macro_f1": "Macro F1",
     "ece": "Expected calibration error",
 }
-CARD_DATA_KEY = "hf_coop"  # the card's metadata keep `CardDetails` under it
 MAX_CARD_BYTES, MAX_METADATA = 4 * 2**20, 2**16  # YAML is read at some 50 kilobytes a second
 MAX_NAME = 200  # characters of a class name
 MAX_LISTED_CLASSES, FOLDED_FROM, EXAMPLES = 1000, 20, 6
@@ -45,11 +45,14 @@ class CardDetails:
         dataset_name (`str`, *optional*): as people call it.
         dataset_id (`str`, *optional*): its repository on the Hub.
         split (`str`, *optional*): what was measured on.
-        shots (`int`, *optional*): training images a class.
+        shots (`int`, *optional*): training images of the largest class.
+        train_images (`int`, *optional*): training images in all.
         seed (`int`, *optional*): of the run.
         learned, zero_shot (`dict[str, float]`): metrics by name (`METRICS`; others are left out) of the learned prompt
             and of CLIP with a hand-written one.
         zero_shot_template (`str`, *optional*): the hand-written prompt.
+        min_score (`float`, *optional*): below it an image is rather of none of the classes; found on validation images
+            ([`~hf_coop.evaluation.none_of_these_threshold`]), and what `predict(…, min_score="auto")` goes by.
         training (`dict[str, str | int | float | bool]`): the recipe: learning rate, epochs, ….
         license (`str`, *optional*): of the adapter, as the Hub spells it: "apache-2.0".
 
@@ -61,18 +64,23 @@ class CardDetails:
     dataset_id: str | None = None
     split: str | None = None
     shots: int | None = None
+    train_images: int | None = None
     seed: int | None = None
     learned: dict[str, float] = field(default_factory=dict)
     zero_shot: dict[str, float] = field(default_factory=dict)
     zero_shot_template: str | None = None
+    min_score: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("dataset_name", "dataset_id", "split", "zero_shot_template", "license"):
             self._check(name, getattr(self, name), str)
-        for name in ("shots", "seed"):
+        for name in ("shots", "train_images", "seed"):
             self._check(name, getattr(self, name), int)
+        self._check("min_score", self.min_score, (int, float))
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            self.min_score = None
         for name in ("learned", "zero_shot", "training"):
             values = getattr(self, name)
             if not isinstance(values, dict):
@@ -169,6 +177,7 @@ def create_model_card(
         repo_id=REPO_PLACEHOLDER,
         base_model=plain_text(base) if base else None,
         base_model_link=hub_id(base),
+        base_is_local=os.path.isabs(base or ""),
         base_model_code=json.dumps(os.fspath(base or "openai/clip-vit-base-patch16")),
         revision_code=json.dumps(config.revision) if config.revision else None,
         ctx_init=plain_text(config.ctx_init) if config.ctx_init else None,
@@ -179,6 +188,7 @@ def create_model_card(
         examples=names[:EXAMPLES],
         folded=len(names) >= FOLDED_FROM,
         results=_result_rows(details),
+        learned_from=describe_shots(details.shots, details.train_images, len(names)),
         details={name: plain_text(value) for name, value in details.to_dict().items() if not isinstance(value, dict)},
         training={plain_text(name): plain_text(value) for name, value in details.training.items()},
         nearest_words=_word_rows(nearest_words or [], config),

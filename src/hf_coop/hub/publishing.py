@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
-from ..errors import root_message
+from ..errors import root_message, whole_message
 from ..pretrained import check_revision
 from .adapter_files import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, fetch_adapter, read_adapter_config
-
-REPO_PLACEHOLDER = "your-name/your-adapter"  # stands in a saved card for the repository, which a push fills in
+from .card_file import for_repository
 
 
 def push_folder(
@@ -31,8 +32,9 @@ def push_folder(
     """Push an adapter's files to the Hub in one commit; where nothing has changed, none is made.
 
     The folder is first checked as loading does, and is only read. The card's `your-name/your-adapter` becomes the name
-    of the repository. A folder that holds the folders of many adapters, such as the `prompts` of an experiment,
-    becomes a repository with a sub-folder for each.
+    of the repository; text that somebody wrote into the card on the Hub stays, unless the folder's has some too. A
+    folder that holds the folders of many adapters, such as the `prompts` of an experiment, becomes a repository with a
+    sub-folder for each.
 
     Args:
         folder: of `save_pretrained`, or one that holds such folders.
@@ -64,7 +66,7 @@ def push_folder(
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
         return api.create_commit(
             url.repo_id,
-            [_addition(folder, name, url.repo_id) for name in files],
+            [_addition(folder, name, url.repo_id, api, revision) for name in files],
             commit_message=commit_message,
             commit_description=commit_description,
             revision=revision,
@@ -86,12 +88,47 @@ def files_to_push(folder: Path) -> list[str]:
     return [CARD_FILE, *(os.path.join(place, name) for place in finished for name in ADAPTER_FILES)]
 
 
-def _addition(folder: str | os.PathLike[str], name: str, repo_id: str) -> CommitOperationAdd:
-    content, path = Path(folder, name).read_bytes(), name.replace(os.sep, "/")
+def check_push(repo_id: str, token: str | bool | None = None) -> None:
+    """Raise now what would only come out at the push, after long work. Nothing is made on the Hub.
+
+    Args:
+        repo_id (`str`): `user/name`, or `name` for the user's own.
+        token: default: the one of `hf auth login`.
+
+    Raises:
+        ValueError: it can be no name of a repository.
+        OSError: the Hub cannot be reached, or the token may not write there.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} can be no repository to push to: {error}") from error
+    try:
+        user = HfApi(token=token).whoami()
+    except Exception as error:  # the client raises errors of many kinds
+        raise OSError(
+            f"cannot push to {repo_id!r}: {whole_message(error)}. Log in (hf auth login) or pass a token, or leave "
+            "push_to_hub out and push the saved prompt later (hf-coop push)"
+        ) from error
+    owner = repo_id.split("/")[0] if "/" in repo_id else user["name"]
+    owners = [user["name"], *(group["name"] for group in user.get("orgs", ()))]
+    if owner not in owners:
+        raise OSError(f"cannot push to {repo_id!r}: the token is of {', '.join(owners)}; choose a name of theirs")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise OSError(f"cannot push to {repo_id!r}: the token may only read; log in with one that may write")
+
+
+def _addition(
+    folder: str | os.PathLike[str], name: str, repo_id: str, api: HfApi, revision: str | None
+) -> CommitOperationAdd:
+    """A file as it is to lie in the repository; a card with what people wrote into the one that is there."""
+    path = name.replace(os.sep, "/")
     place, _, file = path.rpartition("/")
-    if file == CARD_FILE:
-        if place:
-            there = f'"{repo_id}", subfolder="{place}"'
-            content = content.replace(f'"{REPO_PLACEHOLDER}"'.encode(), there.encode())
-        content = content.replace(REPO_PLACEHOLDER.encode(), repo_id.encode())
-    return CommitOperationAdd(path, content)
+    if file != CARD_FILE:
+        return CommitOperationAdd(path, Path(folder, name).read_bytes())
+    try:
+        on_hub = Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text(encoding="utf-8")
+    except RemoteEntryNotFoundError:
+        on_hub = None
+    local = Path(folder, name).read_text(encoding="utf-8")
+    return CommitOperationAdd(path, for_repository(local, repo_id, on_hub, subfolder=place).encode())

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import short, some
-from ..files import LOCK_FILE, locked_folder
+from ..files import LOCK_FILE, locked_folder, open_to_readers
 from ..hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from ..modeling import HFCoOp
 from ..pretrained import check_plain_file, read_json
@@ -165,6 +165,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         yield staging
+        open_to_readers(staging)
         _remove(target)
         staging.rename(target)
     except (OSError, SafetensorError) as error:

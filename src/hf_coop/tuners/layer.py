@@ -93,9 +93,10 @@ class PromptLearner(nn.Module):
             torch.is_inference_mode_enabled(),  # its tensors cannot be used in training
             torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
         )
-        if self._cache is None or self._cache[0] != state or not torch.equal(self._cache[1], self.ctx):
-            self._cache = (state, self.ctx.clone(), self.encode(text_model))
-        return self._cache[2]
+        known = self._cache  # read once: other threads may predict at the same time
+        if known is None or known[0] != state or not torch.equal(known[1], self.ctx):
+            known = self._cache = (state, self.ctx.clone(), self.encode(text_model))
+        return known[2]
 
     def _apply(self, *args: Any, **kwargs: Any) -> PromptLearner:
         """Moved or cast, the tower's tensors may come to lie where others lay that features are kept of."""
@@ -206,10 +207,21 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         """
         if not self.prompt_learner:
             raise ValueError(NO_ADAPTER)
-        if self.disable_adapters or len(self.active_adapters) != 1:
-            active = "they are disabled" if self.disable_adapters else f"active: {self.active_adapters}"
+        names = self.active_adapters
+        if self.disable_adapters or len(names) != 1:
+            active = "they are disabled" if self.disable_adapters else f"active: {names}"
             raise ValueError(f"class prompts come from exactly one learned adapter, but {active}; see set_adapter")
-        return self.prompt_learner[self.active_adapters[0]]
+        return self.prompt_learner[names[0]]
+
+    def learner_of(self, adapter_name: str) -> PromptLearner:
+        """The prompt learner of an adapter, active or not.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        if adapter_name not in self.prompt_learner:
+            raise ValueError(f"there is no adapter {adapter_name!r:.80}; there are {', '.join(self.prompt_learner)}")
+        return self.prompt_learner[adapter_name]
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refused, as `unmerge` is.
@@ -222,13 +234,16 @@ class PromptLayer(nn.Module, BaseTunerLayer):
     unmerge = merge
 
     @torch.compiler.disable
-    def encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """Pooled features of the active adapter's class prompts: `(K, dim)`, or `(B, K, dim)` given B images.
+    def encode_classes(
+        self, image_embeds: torch.Tensor | None = None, learner: PromptLearner | None = None
+    ) -> torch.Tensor:
+        """Pooled features of the class prompts of an adapter, by default the active one: `(K, dim)`, or `(B, K, dim)`
+        given B images.
 
         `torch.compile` leaves this as it is, so that features are kept and gradients flow as ever. `torch.export`
         takes it down as it is in inference, without gradients.
         """
-        return self.active_learner(self.base_layer, image_embeds)
+        return (learner or self.active_learner)(self.base_layer, image_embeds)
 
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         if input_ids is not None or self.disable_adapters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,8 @@ class PromptModel(BaseTuner):
         peft_config.check_fits(model, tokenizer)
         if peft_config.revision is None and peft_config.base_model_name_or_path in (None, model.name_or_path):
             peft_config.revision = base_revision(model)
+        if os.path.isdir(base := peft_config.base_model_name_or_path or ""):
+            peft_config.base_model_name_or_path = os.path.abspath(base)  # found again from another working directory
 
     def _create_and_replace(
         self,
