@@ -44,6 +44,10 @@ DataDir = Annotated[
 ]
 
 
+cache_app = typer.Typer(help="The image features that are kept on this machine.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
     """What a user can mend is told on one line, without a traceback; nothing where nobody reads on, as with `head`."""
@@ -77,7 +81,8 @@ def demo(
 
     if shots < 1:
         raise typer.BadParameter(f"{shots} is less than 1", param_hint="--shots")
-    run_demo(shots, seed, output)
+    with _errors_as_messages():
+        run_demo(shots, seed, output)
 
 
 @app.command(
@@ -409,6 +414,25 @@ def data_get(
         classnames, _, splits = download_benchmark(name, data_dir, token=token)
     counts = ", ".join(f"{len(split)} {split_name}" for split_name, split in splits.items())
     typer.echo(f"{name}: {len(classnames)} classes; images: {counts}")
+
+
+@cache_app.command("show")
+def cache_show() -> None:
+    """Where image features are kept, and how much room they take."""
+    from hf_coop.data import cached_features, feature_cache
+
+    files = cached_features()
+    size = sum(path.stat().st_size for path in files) / 2**20
+    typer.echo(f"{feature_cache()}: features of {len(files)} sets of images, {size:,.1f} MiB")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Delete them; they are computed again when they are wanted."""
+    from hf_coop.data import clear_feature_cache, feature_cache
+
+    with _errors_as_messages():
+        typer.echo(f"{feature_cache()}: {clear_feature_cache() / 2**20:,.1f} MiB deleted")
 
 
 def _run_example(name: str, context: typer.Context) -> None:

@@ -352,6 +352,30 @@ class TestBadInput:
         assert "\n" not in refused(*command(out, data, "--model_name_or_path", "no/model"))
         assert not out.exists()
 
+    def test_zeros_are_refused(self, refused, data, tmp_path):
+        """0 was taken for an option that was not given, and the default used."""
+        out = command(tmp_path / "out", data)
+        for option in (
+            *("n_ctx", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
+            *("gradient_accumulation_steps", "save_steps", "save_total_limit", "image_views", "max_text_passes"),
+        ):
+            assert option in refused(*out, f"--{option}", 0)
+        assert "max_prompts_per_chunk" in refused(*out, "--method", "cocoop", "--max_prompts_per_chunk", 0)
+        assert "prograd_temperature" in refused(*out, "--method", "prograd", "--prograd_temperature", 0)
+        assert not (tmp_path / "out").exists()
+
+    def test_zeros_that_mean_something_are_kept(self, data, tmp_path, monkeypatch):
+        options = ["--method", "kgcoop", "--kgcoop_weight", "0", "--recipe", "fast", "--max_text_passes", "2"]
+        options += ["--model_name_or_path", PARITY, "--train_dir", data / "train", "--output_dir", tmp_path / "out"]
+        options += ["--num_shots", 0, "--seed", 0, "--label_smoothing_factor", 0, "--anchor_weight", 0]
+        monkeypatch.setattr(sys, "argv", [TRAIN, *map(str, options)])
+        runpy.run_path(TRAIN, run_name="__main__")
+        found = HFCoOp.from_pretrained(tmp_path / "out")
+        assert found.prompt_config.kgcoop_weight == 0
+        recipe = found.card_details.training
+        assert (recipe["seed"], recipe["label_smoothing_factor"], recipe["anchor_weight"]) == (0, 0, 0)
+        assert found.card_details.train_images == 15
+
     def test_benchmarks(self, refused, trees, tmp_path):
         out = ("--output_dir", tmp_path / "out", "--data_dir", trees)
         assert "no benchmark 'flowers'; there are caltech101" in refused(*out, "--benchmark", "flowers")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PARITY
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value, are_progress_bars_disabled
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -99,6 +100,19 @@ def test_benchmarks_and_the_embedded_digits(trees, monkeypatch):
     digits = hf_coop.fit("demo", "demo", num_shots=16)
     assert digits.card_details.learned["accuracy"] > 0.9
     assert digits.card_details.split == "test"
+
+
+def test_a_notebook_shows_no_noise(folders, capfd):
+    """No progress bars that nobody has asked for, no warnings of other libraries."""
+    photos = sorted((folders / "train").rglob("*.png"))
+    features = Features({"image": ImageFeature(), "label": Value("string")})
+    rows = {"image": [*map(str, photos)] * 2, "label": [path.parent.name for path in photos] * 2}
+    selected = Dataset.from_dict(rows, features).select(range(0, 2 * len(photos), 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hf_coop.fit(selected, PARITY, num_shots=1)
+    assert "Flattening" not in capfd.readouterr().err
+    assert not are_progress_bars_disabled()
 
 
 def test_nothing_is_left_behind(folders, tmp_path, monkeypatch):

@@ -141,6 +141,14 @@ class TestArguments:
             == epochs
         )
 
+    def test_cocoops_defaults_are_the_papers_schedule_in_fewer_steps(self):
+        """8 images at 8 times the rate of 1: as many epochs, and the same learning rate for each image."""
+        args = fill_in(CoOpTrainingArguments(), CoCoOpConfig(classnames=["cat"]), 16)
+        batch = args.per_device_train_batch_size
+        assert (args.recipe, args.optim, args.num_train_epochs) == ("paper", "sgd", 10)
+        assert 1 < batch <= 8
+        assert args.learning_rate / batch == pytest.approx(0.002)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -329,6 +337,34 @@ class TestTraining:
         trainer = CoOpTrainer(make_model(), args, embeds_dataset(), embeds_dataset(10, seed=1))
         trainer.train()
         assert [row["eval_accuracy"] for row in trainer.state.log_history][-1] == trainer.evaluate()["accuracy"]
+
+    def test_what_the_card_says_of_the_images(self, tmp_path):
+        """Shots as they were, and the score that all but a twentieth of the validation images reach."""
+        labels = [0, 0, 0, 1, 1, 2, 3, 4]
+        validation = embeds_dataset(40, seed=1)
+        trainer = CoOpTrainer(make_model(), arguments(tmp_path), embeds_dataset(8, labels=labels), validation)
+        trainer.train()
+        details = trainer.model.card_details
+        assert (details.shots, details.train_images) == (3, 8)
+        scores = torch.from_numpy(trainer.predict(validation).predictions).softmax(-1).max(-1).values.sort().values
+        assert (scores >= details.min_score).sum() == 39
+        assert scores[1] - details.min_score < 2e-4
+        trainer.save_model()
+        assert HFCoOp.from_pretrained(tmp_path).card_details == details
+        assert trained(tmp_path / "none").model.card_details.min_score is None
+
+    def test_a_readme_in_the_folder_stays(self, tmp_path):
+        (tmp_path / "README.md").write_text("# My flowers\n")
+        trained(tmp_path).save_model()
+        assert (tmp_path / "README.md").read_text().endswith("---\n# My flowers\n")
+
+    def test_checkpoints_may_be_read_by_others(self, tmp_path):
+        before = os.umask(0o022)
+        try:
+            trained(tmp_path)
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in list_checkpoints(tmp_path)[0].iterdir()} == {0o644}
 
     def test_cocoop_by_the_same_trainer(self, tmp_path):
         model = HFCoOp.from_clip(CLIPModel.from_pretrained(PARITY), CLASSNAMES, method="cocoop", n_ctx=2)

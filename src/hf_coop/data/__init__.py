@@ -4,6 +4,7 @@ from .benchmarks import benchmark_states, hand_crafted_template, load_benchmark
 from .classnames import class_label, classnames_of, read_classnames
 from .crops import random_view
 from .downloads import download_benchmark
+from .feature_cache import cached_features, clear_feature_cache, feature_cache
 from .few_shot import few_shot_indices, few_shot_splits, subsample_classes
 from .folders import load_image_folder
 from .images import load_image, load_images
@@ -11,10 +12,13 @@ from .sources import drop_broken_images, load_image_splits, read_images
 
 __all__ = [
     "benchmark_states",
+    "cached_features",
     "class_label",
     "classnames_of",
+    "clear_feature_cache",
     "download_benchmark",
     "drop_broken_images",
+    "feature_cache",
     "few_shot_indices",
     "few_shot_splits",
     "hand_crafted_template",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from ..encoding.image_encoder import encode_pixels
+from ..prediction import evaluation_mode
 from ..version import __version__
 from .crops import random_view
+from .feature_cache import feature_cache
 from .folders import file_state
 from .pixels import crops_to_pixels, fit_image, stack_pixels
 from .sources import check_images, decode_image, encoded_images
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..modeling import HFCoOp
 
-CACHE_FOLDER = "hf_coop_features"
 PIXEL_BYTES = 9 * 2**20  # of images that are read for a tower on a CPU at a time: 15 of 224 x 224 pixels
 FEATURE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 T = TypeVar("T")
@@ -145,11 +145,11 @@ def _map_tower(
     fingerprint: str,
 ) -> Dataset:
     """The features of all images as a data set in the cache, computed unless it is there."""
-    from datasets import Features, List, Value, config, is_caching_enabled
+    from datasets import Features, List, Value, is_caching_enabled
     from pyarrow import ArrowInvalid
 
     # Data sets in memory have no cache folder of their own, so all features go to one place.
-    cache_file = Path(config.HF_DATASETS_CACHE) / CACHE_FOLDER / f"{fingerprint}.arrow"
+    cache_file = feature_cache() / f"{fingerprint}.arrow"
     width = views * model.clip.config.projection_dim
     batches = [range(len(images))[start : start + batch_size] for start in range(0, len(images), batch_size)]
 
@@ -185,13 +185,8 @@ def _map_tower(
 
 def _tower(model: HFCoOp, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     clip, kind = model.clip, model.clip.device.type
-    was_training = clip.training
-    clip.eval()
-    try:
-        with torch.autocast(kind, dtype, enabled=dtype != clip.dtype):
-            return encode_pixels(clip, pixels.to(clip.device, clip.dtype)).float().cpu()
-    finally:
-        clip.train(was_training)
+    with evaluation_mode(clip), torch.autocast(kind, dtype, enabled=dtype != clip.dtype):
+        return encode_pixels(clip, pixels.to(clip.device, clip.dtype)).float().cpu()
 
 
 def random_crop(model: HFCoOp, image: Image.Image, seed: Sequence[int]) -> Image.Image:

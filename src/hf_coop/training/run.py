@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..data.checks import check_labelled_images
 from ..data.features import encode_images
-from ..evaluation import classification_metrics
+from ..evaluation import classification_metrics, none_of_these_threshold
+from ..hub import CardDetails, check_push
 from ..modeling import HFCoOp
+from ..prediction import evaluation_mode
 from ..tuners.layer import tensor_versions
 from .arguments import CoOpTrainingArguments
 from .processes import gather_shares, make_accelerator, own_share
@@ -34,6 +37,8 @@ class PromptRun:
         self.model, self.args, self.eval_dataset = model, args, eval_dataset
         self.accelerator = make_accelerator(args)
         model.to(self.accelerator.device)
+        if args.push_to_hub and self.accelerator.is_main_process:
+            check_push(self._repo_id, args.hub_token)
         self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
 
     def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
@@ -104,14 +109,26 @@ class PromptRun:
             raise ValueError("no data set to evaluate on: pass one, or give the trainer an eval_dataset")
         return self.predict(dataset).metrics
 
+    def card_details(self, train_dataset: Dataset, recipe: dict[str, Any]) -> CardDetails:
+        """What the model card says of a prompt that has just been learned from `train_dataset`."""
+        images, min_score = Counter(train_dataset["label"][:]), None
+        if self.eval_dataset is not None:
+            logits = torch.from_numpy(self.predict(self.eval_dataset).predictions)
+            min_score = none_of_these_threshold(logits.softmax(-1).numpy())
+        return CardDetails(
+            shots=max(images.values()),
+            train_images=len(train_dataset),
+            seed=self.args.seed,
+            min_score=min_score,
+            training=recipe,
+        )
+
     def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
         """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""
         accelerator, size = self.accelerator, self.args.per_device_eval_batch_size
         own = embeds[list(own_share(accelerator, len(embeds))) or [0]]
-        was_training = self.model.training
-        self.model.eval()
-        batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
-        self.model.train(was_training)
+        with evaluation_mode(self.model.clip):
+            batches = [self.model(image_embeds=batch.to(accelerator.device)).logits for batch in own.split(size)]
         return gather_shares(accelerator, torch.cat(batches), len(embeds))
 
     def save_model(self, output_dir: str | os.PathLike[str] | None = None) -> None:
@@ -128,6 +145,9 @@ class PromptRun:
         """
         if not self.accelerator.is_main_process:
             return None
-        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
         options = {"token": self.args.hub_token, "private": self.args.hub_private_repo, **kwargs}
-        return self.model.push_to_hub(name, **options)
+        return self.model.push_to_hub(self._repo_id, **options)
+
+    @property
+    def _repo_id(self) -> str:
+        return self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))

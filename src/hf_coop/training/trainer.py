@@ -14,10 +14,8 @@ import torch
 from accelerate.utils import broadcast
 from transformers.trainer_utils import TrainOutput
 
-from ..data.checks import check_labelled_images
 from ..data.features import CachedImages, FreshCrops, weights_fingerprint
 from ..data.sources import check_images
-from ..hub import CardDetails
 from ..modeling import HFCoOp
 from .arguments import LBFGS, CoOpTrainingArguments
 from .checkpoints import (
@@ -34,6 +32,7 @@ from .checkpoints import (
 )
 from .gradients import BatchGradients
 from .lbfgs import FullBatchLBFGS
+from .misuse import check_parts
 from .optimizers import make_optimizer
 from .processes import any_process, make_accelerator, own_folder, trackers
 from .progress import TrainingProgress
@@ -67,8 +66,9 @@ class CoOpTrainer(PromptRun):
         state ([`TrainerState`]): position and measurements, of the last `train()`.
 
     Raises:
-        ValueError: a data set lacks a column, its labels do not fit the model's classes, or a template that the
-            method needs cannot be encoded.
+        TypeError: model, arguments, data sets or callbacks are of another kind.
+        ValueError: the adapter was loaded for prediction, a data set lacks a column, its labels do not fit the model's
+            classes, or a template that the method needs cannot be encoded.
     """
 
     def __init__(
@@ -79,9 +79,7 @@ class CoOpTrainer(PromptRun):
         eval_dataset: Dataset | None = None,
         callbacks: Sequence[Callable[[CoOpTrainer, dict[str, Any]], None]] = (),
     ) -> None:
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if dataset is not None:
-                check_labelled_images(dataset, model.classnames, name)
+        check_parts(model, args, {"train_dataset": train_dataset, "eval_dataset": eval_dataset}, callbacks)
         args = args or CoOpTrainingArguments()
         shots = max(Counter(train_dataset["label"][:]).values(), default=0) if train_dataset is not None else 0
         args = fill_in(args, model.prompt_config, shots)
@@ -141,7 +139,7 @@ class CoOpTrainer(PromptRun):
                 self._check_prompt()
         finally:
             self.model.eval()
-        self.model.card_details = CardDetails(seed=args.seed, training=self._recipe())
+        self.model.card_details = self.card_details(self.train_dataset, self._recipe())
         seconds = time.monotonic() - started
         metrics: dict[str, Any] = {
             "train_runtime": seconds,
