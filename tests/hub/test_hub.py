@@ -53,7 +53,7 @@ attempt("no token", lambda: model.push_to_hub("tester/other", token="hf_wrong"))
 
 model.add_adapter("birds", type(model.prompt_config)(classnames=["red kite", "robin"], n_ctx=2))
 HfApi().create_repo("tester/two-adapters")
-HfApi().upload_file(path_or_fileobj=b"# Taken by the sea.\n", path_in_repo="README.md", repo_id="tester/two-adapters")
+HfApi().upload_file(path_or_fileobj=b"# Taken by the sea.", path_in_repo="README.md", repo_id="tester/two-adapters")
 model.push_to_hub("tester/two-adapters")
 with torch.no_grad():
     model.delete_adapter("birds")

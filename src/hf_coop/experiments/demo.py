@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from ..data.few_shot import few_shot_indices
+from ..data.few_shot import describe_shots, few_shot_indices
 from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
+from ..files import check_writable, staged_folder
 from ..modeling import HFCoOp
 from ..training import CoOpTrainer, CoOpTrainingArguments, starting_prompt
 from ..tuners import CoOpConfig
@@ -37,14 +38,18 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: `shots` is less than 1.
+        OSError: `output` cannot be written to; before anything is computed.
         RuntimeError: the loaded adapter does not predict what the learned one did.
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, got {shots}")
+    check_writable(output)
     console, start = Console(), time.perf_counter()
-    console.print(f"The embedded CLIP, {shots} handwritten digits a class, seed {seed}. Nothing is downloaded.")
     digits = load_digits_dataset()
     train, test = few_shot(digits["train"], shots, seed), digits["test"]
+    used = Counter(train["label"][:])
+    drawn = describe_shots(max(used.values()), len(train), len(used), "handwritten digit")
+    console.print(f"The embedded CLIP, {drawn}, seed {seed}. Nothing is downloaded.")
     trainer = make_trainer(train, seed, output)
     model = trainer.model
 
@@ -59,7 +64,7 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     learned = trainer.predict(test)
 
     metrics = {
-        "num_shots": shots,
+        "num_shots": max(used.values()),
         "seed": seed,
         "zero_shot_accuracy": by_template[best],
         "zero_shot_template": best,
@@ -70,12 +75,14 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
         "num_test_images": len(test),
         "train_seconds": round(train_seconds, 2),
     }
-    trainer.save_model()
-    draw_predictions(test, guesses[best], learned.predictions.argmax(-1), best, output / "demo.png")
-    check_saved(output, test, torch.from_numpy(learned.predictions), console)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
-    write_json(metrics, output / "metrics.json")
-    print_results(metrics, output, console)
+    print_results(metrics, drawn, console)
+    trainer.save_model()
+    with staged_folder(output) as folder:
+        Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        draw_predictions(test, guesses[best], learned.predictions.argmax(-1), best, Path(folder, "demo.png"))
+    check_saved(output, test, torch.from_numpy(learned.predictions), console)
+    console.print(f"Adapter, metrics.json and demo.png are in {output}")
     return metrics
 
 
@@ -113,38 +120,42 @@ def check_saved(folder: Path, test: Dataset, logits: torch.Tensor, console: Cons
 
 
 def draw_predictions(test: Dataset, before: np.ndarray, after: np.ndarray, template: str, path: Path) -> None:
-    """A picture of test images with their predictions by the best hand-written prompt and by the learned one."""
+    """A picture of the first test images, each above what a hand-written and the learned prompt take it for, as a PNG.
+
+    Args:
+        test (`Dataset`): images and labels.
+        before, after (`np.ndarray`): the class of each image by the hand-written and by the learned prompt.
+        template (`str`): the hand-written prompt.
+        path (`Path`): the file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    labels = np.asarray(test["label"][:])
+    rows = {"hand-written": (before, -0.16), "learned": (after, -0.38)}  # where they stand, in heights of an image
+    figure = Figure(figsize=(13, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"Handwritten digits: hand-written prompt '{template}' (first line), learned prompt (second line)")
-    for axes, i in zip(figure.subplots(3, 10).flat, range(len(test)), strict=False):
+    figure.suptitle(
+        f"{(before == labels).mean():.1%} of {len(test)} test images are right by the best hand-written prompt, "
+        f"'{template}',\n{(after == labels).mean():.1%} by the learned one. In frames: mended by learning"
+    )
+    grid = figure.subplots(3, 10)
+    for axes, i in zip(grid.flat, range(len(test)), strict=False):
         axes.imshow(test[i]["image"])
-        axes.set_axis_off()
-        for y, guess in ((1.22, before[i]), (1.03, after[i])):
-            right = int(guess) == test[i]["label"]
-            axes.text(
-                0.5,
-                y,
-                f"{CLASSNAMES[guess]} {'✓' if right else '✗'}",
-                color="tab:green" if right else "tab:red",
-                ha="center",
-                transform=axes.transAxes,
-            )
-    staging = path.with_name(f".{path.name}")
-    figure.savefig(staging, format="png", dpi=100)
-    os.replace(staging, path)
+        axes.set(xticks=[], yticks=[])
+        mended = after[i] == labels[i] != before[i]
+        axes.spines[:].set(color="tab:green", linewidth=5, visible=bool(mended))
+        for guesses, height in rows.values():
+            right = guesses[i] == labels[i]
+            text, color = f"{CLASSNAMES[guesses[i]]} {'✓' if right else '✗'}", "tab:green" if right else "tab:red"
+            axes.text(0.5, height, text, color=color, ha="center", va="center", transform=axes.transAxes)
+    for axes in grid[:, 0]:
+        for name, (_, height) in rows.items():
+            axes.text(-0.12, height, name, ha="right", va="center", transform=axes.transAxes)
+    figure.savefig(path, dpi=100, format="png")
 
 
-def write_json(content: dict[str, Any], path: Path) -> None:
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(staging, path)
-
-
-def print_results(metrics: dict[str, Any], output: Path, console: Console) -> None:
+def print_results(metrics: dict[str, Any], drawn: str, console: Console) -> None:
     templates = Table(title="Zero-shot, hand-written prompts")
     templates.add_column("template")
     templates.add_column("accuracy", justify="right")
@@ -152,11 +163,10 @@ def print_results(metrics: dict[str, Any], output: Path, console: Console) -> No
     for template, value in ranked:
         templates.add_row(template, f"{value:.1%}")
     console.print(templates)
-    table = Table(title=f"{metrics['num_test_images']} test images, {metrics['num_shots']} shots a class")
+    table = Table(title=f"{metrics['num_test_images']} test images; learned from {drawn}")
     for column in ("zero-shot, best of them", "CoOp", "difference", "seconds"):
         table.add_column(column, justify="right")
     zero_shot, coop = metrics["zero_shot_accuracy"], metrics["coop_accuracy"]
     gain = f"{100 * (coop - zero_shot):+.1f} points"
     table.add_row(f"{zero_shot:.1%}", f"{coop:.1%}", gain, f"{metrics['seconds']:.1f}")
     console.print(table)
-    console.print(f"Adapter, metrics.json and demo.png are in {output}")
