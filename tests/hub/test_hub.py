@@ -53,7 +53,8 @@ attempt("no token", lambda: model.push_to_hub("tester/other", token="hf_wrong"))
 
 model.add_adapter("birds", type(model.prompt_config)(classnames=["red kite", "robin"], n_ctx=2))
 HfApi().create_repo("tester/two-adapters")
-HfApi().upload_file(path_or_fileobj=b"# Taken by the sea.", path_in_repo="README.md", repo_id="tester/two-adapters")
+note = b"---\\nlicense: mit\\n---\\n# Taken by the sea.\\n"
+HfApi().upload_file(path_or_fileobj=note, path_in_repo="README.md", repo_id="tester/two-adapters")
 model.push_to_hub("tester/two-adapters")
 with torch.no_grad():
     model.delete_adapter("birds")
@@ -205,6 +206,7 @@ def test_the_pushed_card_names_the_repository(hub, pushed, folder):
 def test_text_that_somebody_wrote_on_the_hub_stays(hub, pushed):
     card = hub.repos["tester/two-adapters"].files()["README.md"].read_text()
     assert card.endswith("---\n# Taken by the sea.\n")
+    assert "license: mit" in card
     assert "base_model: tester/tiny-clip" in card
 
 

@@ -47,6 +47,8 @@ def load_clip(
         raise ValueError(f"adapter {adapter!r:.80} does not say its base model: pass base_model_name_or_path")
     hint = "; pass the name or folder of a CLIP model" + (" as base_model_name_or_path" if adapter else "")
     what = f"the base model of adapter {adapter!r:.200}," if adapter else "the model"
+    if os.path.isdir(path):
+        path = os.path.abspath(path)  # found again from another working directory
     try:
         check_source(path, hub.get("revision"))
     except FileNotFoundError as error:
