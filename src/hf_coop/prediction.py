@@ -20,7 +20,6 @@ from .data.images import convert_image, image_column, is_one_image, rows_of
 from .data.pixels import fit_each, fit_image, stack_pixels
 from .encoding.image_encoder import encode_pixels
 from .hub import CardDetails
-from .tuners.layer import PromptLayer
 
 if TYPE_CHECKING:
     from peft import PeftModel as Base
@@ -43,8 +42,7 @@ class PredictionMixin(Base):
     if TYPE_CHECKING:  # what [`HFCoOp`] has
         clip: CLIPModel
         image_processor: Any
-
-        prompt_layer: PromptLayer
+        prompt_layer: Any
         _card_details: dict[str, CardDetails]
         logits_and_losses: Any
 

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..files import staged_folder
 from ..hub.adapter_files import CARD_FILE, CONFIG_FILE
+from ..hub.card_file import REPO_PLACEHOLDER
 from ..hub.model_card import hub_id, plain_text
-from ..hub.publishing import REPO_PLACEHOLDER
 from .methods import find_method
 from .protocols import Run
 from .run import prompt_folder
