@@ -5,12 +5,14 @@ from .checkpoints import check_output_dir, list_checkpoints, wants_resume
 from .cross_validation import cross_validate
 from .fit import describe_source, fit, learn_prompt, timed
 from .recipes import starting_prompt
+from .selection import check_validation
 from .trainer import CoOpTrainer
 
 __all__ = [
     "CoOpTrainer",
     "CoOpTrainingArguments",
     "check_output_dir",
+    "check_validation",
     "cross_validate",
     "describe_source",
     "fit",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
 
 from ..data.features import FEATURE_DTYPES
 from ..encoding import DEFAULT_TEMPLATE, check_templates
@@ -65,6 +65,10 @@ class CoOpTrainingArguments:
         save_steps (`int`): updates between checkpoints, with "steps".
         save_total_limit (`int`, *optional*): checkpoints to keep; the oldest go first.
         eval_strategy (`str`): "epoch" or "no": when to measure accuracy on the trainer's `eval_dataset`.
+        load_best_model_at_end (`bool`): keep the prompt of the epoch (with L-BFGS, of the iteration) with the highest
+            accuracy on `eval_dataset`, of equal ones the first. Needs `eval_strategy="epoch"`.
+        early_stopping_patience (`int`, *optional*): end after so many epochs without a higher accuracy on
+            `eval_dataset`. Needs `eval_strategy="epoch"`.
         resume_from_checkpoint (`str`, *optional*): a checkpoint folder, or "True" for the newest in `output_dir`, from
             the beginning if there is none.
         report_to (`list[str]`): trackers of Accelerate: "tensorboard", "wandb", …; "none".
@@ -76,12 +80,22 @@ class CoOpTrainingArguments:
         ValueError: a value is out of its range.
     """
 
+    option_groups: ClassVar[dict[str, str]] = {  # in --help, each from its first field on
+        "output_dir": "output",
+        "recipe": "recipe and optimizer",
+        "per_device_train_batch_size": "batches and views",
+        "bf16": "machine",
+        "save_strategy": "checkpoints and validation",
+        "report_to": "tracking and pushing",
+    }
+
     output_dir: str = field(default="prompt-output", metadata={"help": "Where everything is written."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a folder that holds another run; its checkpoints are removed."}
     )
     recipe: str | None = field(
-        default=None, metadata={"help": "paper or fast. Default: fast, unless options of the paper's are given."}
+        default=None,
+        metadata={"help": "Default: fast, unless options of the paper's are given.", "choices": RECIPES},
     )
     num_train_epochs: int | None = field(
         default=None, metadata={"help": "Default: the paper's; CoOp's: 50 for 1 shot, 100 for 2 to 4, 200 for more."}
@@ -91,7 +105,7 @@ class CoOpTrainingArguments:
     )
     warmup_epochs: int = field(default=1, metadata={"help": "First epochs, at a constant learning rate."})
     warmup_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the first epochs."})
-    optim: str | None = field(default=None, metadata={"help": "sgd, adam, adamw or lbfgs; default: the recipe's."})
+    optim: str | None = field(default=None, metadata={"help": "Default: the recipe's.", "choices": OPTIMIZERS})
     max_text_passes: int | None = field(
         default=None, metadata={"help": "Evaluations of loss and gradient at most, with lbfgs; default: 100."}
     )
@@ -125,7 +139,10 @@ class CoOpTrainingArguments:
     )
     feature_dtype: str = field(
         default="auto",
-        metadata={"help": "Of cached image features: auto (bfloat16 where it is fast), float32, bfloat16, float16."},
+        metadata={
+            "help": "Of cached image features; auto: bfloat16 where it is fast.",
+            "choices": FEATURE_DTYPES,
+        },
     )
     image_views: str = field(
         default="1", metadata={"help": "1: centre crop; N: N random crops an image; online: a fresh crop each step."}
@@ -135,10 +152,20 @@ class CoOpTrainingArguments:
     bf16: bool = field(default=False, metadata={"help": "Mixed precision in bfloat16."})
     fp16: bool = field(default=False, metadata={"help": "Mixed precision in float16 (GPU)."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: epoch, steps or no."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint.", "choices": STRATEGIES}
+    )
     save_steps: int = field(default=500, metadata={"help": "Updates between checkpoints, with save_strategy=steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    eval_strategy: str = field(default="no", metadata={"help": "When to measure validation accuracy: epoch or no."})
+    eval_strategy: str = field(
+        default="no", metadata={"help": "When to measure validation accuracy.", "choices": ("no", "epoch")}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "Keep the epoch with the highest validation accuracy, not the last."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "End after so many epochs without a higher validation accuracy."}
+    )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint folder, or True for the newest in output_dir."}
     )
@@ -155,12 +182,11 @@ class CoOpTrainingArguments:
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
         self.image_views = str(self.image_views)
-        self._check_choice("recipe", (None, *RECIPES))
-        self._check_choice("optim", (None, *OPTIMIZERS))
+        for option in fields(self):
+            choices, value = option.metadata.get("choices"), getattr(self, option.name)
+            if choices and value not in (option.default, *choices):
+                raise ValueError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
         check_templates(self.anchor_template or DEFAULT_TEMPLATE)
-        self._check_choice("save_strategy", STRATEGIES)
-        self._check_choice("eval_strategy", ("no", "epoch"))
-        self._check_choice("feature_dtype", FEATURE_DTYPES)
         for name in (
             "num_train_epochs",
             "per_device_train_batch_size",
@@ -168,6 +194,7 @@ class CoOpTrainingArguments:
             "gradient_accumulation_steps",
             "save_steps",
             "save_total_limit",
+            "early_stopping_patience",
         ):
             self._check_at_least(name, 1)
         for name in (
@@ -184,10 +211,10 @@ class CoOpTrainingArguments:
             raise ValueError("bf16 and fp16 are both set: choose one")
         if not self.output_dir:
             raise ValueError("output_dir is empty: say where to write")
-
-    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
-        if (value := getattr(self, name)) not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}")
+        if self.selection and self.eval_strategy == "no":
+            raise ValueError(
+                f"{next(iter(self.selection))} goes by the validation accuracy: give eval_strategy='epoch'"
+            )
 
     def _check_at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
@@ -203,6 +230,12 @@ class CoOpTrainingArguments:
     def mixed_precision(self) -> str:
         """As Accelerate calls it; where nothing is asked for, what `accelerate launch` was told."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+    @property
+    def selection(self) -> dict[str, bool | int]:
+        """What is asked for of the choices that validation images make."""
+        options = {name: getattr(self, name) for name in ("load_best_model_at_end", "early_stopping_patience")}
+        return {name: value for name, value in options.items() if value}
 
     @property
     def trackers(self) -> list[str]:

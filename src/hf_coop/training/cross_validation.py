@@ -65,6 +65,8 @@ def cross_validate(model: HFCoOp, args: CoOpTrainingArguments, dataset: Dataset,
                 output_dir=os.path.join(scratch, str(number)),
                 save_strategy="no",
                 eval_strategy="no",
+                load_best_model_at_end=False,
+                early_stopping_patience=None,
                 resume_from_checkpoint=None,
                 report_to=["none"],
             )

@@ -25,6 +25,7 @@ from ..tuners import config_class_of
 from .arguments import CoOpTrainingArguments
 from .cross_validation import cross_validate
 from .recipes import starting_prompt
+from .selection import check_validation
 from .trainer import CoOpTrainer
 
 if TYPE_CHECKING:
@@ -125,7 +126,11 @@ def learn_prompt(
         The trainer, whose model holds the prompt and its `card_details`; and what was measured: `zero_shot`,
         `learned`, `validation` (as [`CoOpTrainer.evaluate`] gives it), `cross_validation`, `training`, and `seconds`
         of each phase.
+
+    Raises:
+        ValueError: `args` ask for validation images that are not there, or that are the test images.
     """
+    check_validation(args, splits)
     args = replace(args, anchor_template=args.anchor_template or zero_shot_template)
     scores: dict[str, Any] = {}
     seconds: dict[str, float] = {}

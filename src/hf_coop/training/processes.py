@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -14,7 +16,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 
 from ..files import locked_folder
-from .arguments import CoOpTrainingArguments
+from .arguments import LBFGS, CoOpTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 ENCODING_TIMEOUT = timedelta(hours=12)  # processes wait for each other's share of the images
 
@@ -38,6 +42,33 @@ def make_accelerator(args: CoOpTrainingArguments) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: use bf16 or full precision on a CPU")
     return accelerator
+
+
+def print_processes(accelerator: Accelerator, args: CoOpTrainingArguments, train_batch_size: int) -> None:
+    """Say how many processes run and what each update takes; warn where fewer run than were asked for.
+
+    `accelerate launch --num_processes N` starts one process where it finds one GPU or none. All that this process sees
+    of N is the address at which N processes would meet, without their number, so the warning cannot name it.
+
+    Args:
+        args ([`CoOpTrainingArguments`]): of the trainer, filled in.
+        train_batch_size (`int`): images of a batch over all processes; with L-BFGS all images and their views.
+    """
+    if not accelerator.is_main_process:
+        return
+    n, accumulated = accelerator.num_processes, args.gradient_accumulation_steps
+    processes = f"{n} process{'es' if n > 1 else ''} on {accelerator.device.type}"
+    if args.optim == LBFGS:
+        print(f"{processes}: all {train_batch_size} image features in each text pass", flush=True)
+    else:
+        per_process = f"{n} x {args.per_device_train_batch_size}"
+        per_update = f"{per_process} x {accumulated} accumulated" if accumulated > 1 else per_process
+        print(f"{processes}: global batch {train_batch_size * accumulated} ({per_update})", flush=True)
+    if n == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        logger.warning(
+            "accelerate launch was asked for several processes, but this one runs alone: without several GPUs it "
+            "starts no more. To have N on CPUs: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N …"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..data.checks import check_labelled_images
 from ..data.features import encode_images
+from ..data.sources import check_images
 from ..evaluation import classification_metrics, none_of_these_threshold
 from ..hub import CardDetails, check_push
 from ..modeling import HFCoOp
@@ -40,6 +41,7 @@ class PromptRun:
         if args.push_to_hub and self.accelerator.is_main_process:
             check_push(self._repo_id, args.hub_token)
         self._embeds: dict[tuple[str, int], tuple[Any, torch.Tensor]] = {}
+        self._readable: set[str] = set()  # data sets whose images have all been decoded once
 
     def image_embeds(self, dataset: Dataset, views: int = 1) -> torch.Tensor:
         """Features `(N, views, D)` of a data set on the CPU, from the cache where they are there.
@@ -63,6 +65,18 @@ class PromptRun:
             )
             self._embeds[key] = versions, gather_shares(self.accelerator, embeds, len(dataset)).cpu()
         return self._embeds[key][1]
+
+    def read_images(self, dataset: Dataset, views: int | None) -> None:
+        """Encode the images of a data set, or with `views=None` decode them only, so that a bad one is found early.
+
+        Raises:
+            ValueError: an image cannot be read; its path is named.
+        """
+        if views is not None:
+            self.image_embeds(dataset, views)
+        elif dataset._fingerprint not in self._readable:
+            check_images(dataset)
+            self._readable.add(dataset._fingerprint)
 
     def evaluate_zero_shot(self, dataset: Dataset, template: str) -> dict[str, Any]:
         """What [`evaluate`] measures, of CLIP with a hand-written prompt.

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from transformers.trainer_utils import TrainOutput
 
 from ..data.features import CachedImages, FreshCrops, weights_fingerprint
-from ..data.sources import check_images
+from ..hub import CardDetails
 from ..modeling import HFCoOp
 from .arguments import LBFGS, CoOpTrainingArguments
 from .checkpoints import (
@@ -34,10 +34,11 @@ from .gradients import BatchGradients
 from .lbfgs import FullBatchLBFGS
 from .misuse import check_parts
 from .optimizers import make_optimizer
-from .processes import any_process, make_accelerator, own_folder, trackers
+from .processes import any_process, make_accelerator, own_folder, print_processes, trackers
 from .progress import TrainingProgress
 from .recipes import decisive_arguments, fill_in
 from .run import PromptRun
+from .selection import BestPrompt, check_validation
 from .signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class CoOpTrainer(PromptRun):
     Raises:
         TypeError: model, arguments, data sets or callbacks are of another kind.
         ValueError: the adapter was loaded for prediction, a data set lacks a column, its labels do not fit the model's
-            classes, or a template that the method needs cannot be encoded.
+            classes, there are no validation images to measure by, or a template that the method needs cannot be
+            encoded.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class CoOpTrainer(PromptRun):
         args = args or CoOpTrainingArguments()
         shots = max(Counter(train_dataset["label"][:]).values(), default=0) if train_dataset is not None else 0
         args = fill_in(args, model.prompt_config, shots)
+        if train_dataset is not None:
+            check_validation(args, {"validation": eval_dataset})
         self.train_dataset, self.callbacks = train_dataset, callbacks
         if train_dataset is not None and args.num_views is None and "image" not in train_dataset.column_names:
             raise ValueError("image_views='online' makes crops of images, but train_dataset has image_embeds alone")
@@ -94,7 +98,6 @@ class CoOpTrainer(PromptRun):
             if train_dataset is not None:
                 model.template_embeddings(template)  # what is wrong with it is known before any work
         self.state = TrainerState()
-        self._readable: set[str] = set()  # data sets whose images have all been decoded once
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None) -> TrainOutput:
         """Train to the end; the model then holds the learned prompt.
@@ -125,6 +128,7 @@ class CoOpTrainer(PromptRun):
             remove_checkpoints(args.output_dir, keep=None if lies_in(checkpoint, args.output_dir) else 0)
 
         self._start(checkpoint)
+        print_processes(self.accelerator, args, self.train_batch_size)
         first_step = self.state.global_step
         try:
             own, tracked = own_folder(self.accelerator, args.output_dir), trackers(self.accelerator, args)
@@ -136,6 +140,7 @@ class CoOpTrainer(PromptRun):
                     else:
                         self._train_epoch(epoch)
                     self._end_epoch(epoch)
+                best = self._best.restore(self.model)
                 self._check_prompt()
         finally:
             self.model.eval()
@@ -146,6 +151,7 @@ class CoOpTrainer(PromptRun):
             "train_steps_per_second": (self.state.global_step - first_step) / seconds,
             "train_loss": self.state.log_history[-1]["loss"],
             "train_accuracy": self.state.log_history[-1]["accuracy"],
+            **best,
         }
         if self._lbfgs is not None:
             metrics |= {"text_passes": self._lbfgs.text_passes, "train_ended": self._lbfgs.ended}
@@ -174,6 +180,7 @@ class CoOpTrainer(PromptRun):
             with naming_checkpoint(checkpoint):
                 set_random_states(self.accelerator, extra)
         self.state.run = run
+        self._best = BestPrompt(self.args, self.state.epoch, extra)
         self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
         self.encode_datasets()
         if self.args.num_views is None:
@@ -190,14 +197,13 @@ class CoOpTrainer(PromptRun):
 
     def _recipe(self) -> dict[str, Any]:
         """The settings that decide what is learned."""
-        return {**decisive_arguments(self.args), "train_batch_size": self.train_batch_size}
+        return {**decisive_arguments(self.args), **self.args.selection, "train_batch_size": self.train_batch_size}
 
     def _epochs(self) -> Iterator[int]:
-        """The epochs that are left, or the iterations of L-BFGS until it ends."""
-        if self._lbfgs is None:
-            yield from range(self.state.epoch, self.num_train_epochs)
-            return
-        while not self._lbfgs.ended:
+        """The epochs that are left, or the iterations of L-BFGS until it ends, while validation has patience."""
+        while not self._best.is_out_of_patience(self.state.epoch):
+            if self._lbfgs.ended if self._lbfgs is not None else self.state.epoch >= self.num_train_epochs:
+                return
             yield self.state.epoch
 
     def _iterate(self, lbfgs: FullBatchLBFGS) -> None:
@@ -256,6 +262,7 @@ class CoOpTrainer(PromptRun):
             row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.args.eval_strategy == "epoch" and self.eval_dataset is not None:
             row["eval_accuracy"] = self.evaluate()["accuracy"]
+            self._best.see(self.model, row)
         self.state.log_history.append(row)
         self.state.epoch, self.state.epoch_step = epoch + 1, 0
         self._progress.epoch(row)
@@ -340,7 +347,7 @@ class CoOpTrainer(PromptRun):
         """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
         self._read_measurements()
         self._check_prompt()
-        extra = random_states(self.accelerator)
+        extra = random_states(self.accelerator) | self._best.state_tensors()
         if self._lbfgs is not None:
             extra |= self._lbfgs.state_tensors()
         if self.accelerator.is_main_process:
@@ -390,8 +397,5 @@ class CoOpTrainer(PromptRun):
             ValueError: an image cannot be read; its path is named.
         """
         for dataset, views in ((self.train_dataset, self.args.num_views), (self.eval_dataset, 1)):
-            if dataset is not None and views is not None:
-                self.image_embeds(dataset, views)
-            elif dataset is not None and dataset._fingerprint not in self._readable:
-                check_images(dataset)
-                self._readable.add(dataset._fingerprint)
+            if dataset is not None:
+                self.read_images(dataset, views)
