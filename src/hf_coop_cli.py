@@ -12,19 +12,50 @@ import runpy
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+_UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer bring with them
+
+
+class OneLineErrors(TyperGroup):
+    """A wrong option or value is told on one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "prog_name": "hf-coop", "standalone_mode": False}))
+        except _UsageError as error:
+            if type(error).__name__ != "NoArgsIsHelpError":  # which has shown the help
+                command = error.ctx.command_path if error.ctx else "hf-coop"
+                message = " ".join(error.format_message().split())
+                typer.echo(f"error: {message} (`{command} --help` lists what there is)", err=True)
+            sys.exit(error.exit_code)
+
 
 app = typer.Typer(
+    cls=OneLineErrors,
     help="Few-shot prompt learning for CLIP: learn, share and use prompts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+LEARN, USE, SHARE = "Learn", "Use", "Share"  # the groups of commands in --help
+
+
+class OutputFormat(StrEnum):
+    """Of `hf-coop predict`."""
+
+    TEXT = "text"
+    JSON = "json"
+    CSV = "csv"
 
 
 Adapter = Annotated[str, typer.Argument(metavar="REPO_OR_FOLDER", help="Adapter on the Hub or in a folder.")]
@@ -38,14 +69,19 @@ BaseModel = Annotated[
 MAX_SHOWN = 20_000  # characters of one fact about an adapter
 
 data_app = typer.Typer(help="The papers' image sets: which are there, and getting more.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=LEARN)
 DataDir = Annotated[
     Path | None, typer.Option("--data_dir", help="Folder of the sets; default: $HF_COOP_DATA, else one in the cache.")
 ]
 
 
 cache_app = typer.Typer(help="The image features that are kept on this machine.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_app, name="cache", rich_help_panel=LEARN)
+
+
+def _of_images(name: str, text: str) -> Any:
+    """An option that says which images to take."""
+    return typer.Option(f"--{name}", help=text, rich_help_panel="Images")
 
 
 @contextmanager
@@ -63,14 +99,24 @@ def _errors_as_messages() -> Iterator[None]:
         sys.exit(f"error: {one_line(str(error))}")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hf-coop {version('hf-coop')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Few-shot prompt learning for CLIP: learn, share and use prompts."""
     # PEFT reads a property that transformers has just renamed: nothing that a user of the command could mend.
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
 
-@app.command()
+@app.command(rich_help_panel=LEARN)
 def demo(
     shots: Annotated[int, typer.Option(help="Labelled images a class to learn from.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images and of the context.")] = 1,
@@ -88,9 +134,10 @@ def demo(
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
+    rich_help_panel=LEARN,
 )
 def train(context: typer.Context) -> None:
-    """Learn a prompt from a folder of images or a Hub data set (the options are those of examples/train.py)."""
+    """Learn a prompt from a folder of images or a Hub data set (`hf-coop train --help` lists the options)."""
     _run_example("train.py", context)
 
 
@@ -203,13 +250,14 @@ def experiment(
     name="base-to-new",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
+    rich_help_panel=LEARN,
 )
 def base_to_new(context: typer.Context) -> None:
     """Learn on half of the classes, test on both halves: `hf-coop experiment base-to-new`."""
     app(["experiment", "base-to-new", *context.args], prog_name="hf-coop")
 
 
-@app.command(cls=SpacedLists)
+@app.command(cls=SpacedLists, rich_help_panel=LEARN)
 def results(
     folders: Annotated[list[Path], typer.Argument(help="Folders of `hf-coop experiment`.")],
     by: Annotated[
@@ -226,12 +274,105 @@ def results(
     typer.echo(table.latex(ci95) if latex else table.markdown(ci95))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
+def evaluate(
+    adapter: Adapter,
+    test_dir: Annotated[str | None, _of_images("test_dir", "Folder with one sub-folder of images a class.")] = None,
+    dataset_name: Annotated[
+        str | None, _of_images("dataset_name", "Hub id, folder or .parquet; demo: embedded.")
+    ] = None,
+    benchmark: Annotated[str | None, _of_images("benchmark", "An image set of the papers: dtd, sun397, ….")] = None,
+    data_dir: Annotated[
+        str | None, _of_images("data_dir", "Folder of the benchmarks; default: $HF_COOP_DATA.")
+    ] = None,
+    dataset_config_name: Annotated[
+        str | None, _of_images("dataset_config_name", "Configuration of the data set.")
+    ] = None,
+    test_split: Annotated[
+        str | None, _of_images("test_split", "Of the data set's splits; default: test, else validation.")
+    ] = None,
+    image_column_name: Annotated[
+        str | None, _of_images("image_column_name", "Of the data set; default: image.")
+    ] = None,
+    label_column_name: Annotated[
+        str | None, _of_images("label_column_name", "Of the data set; default: label.")
+    ] = None,
+    classnames_file: Annotated[
+        str | None, _of_images("classnames_file", "The data's class names, one a line, in label order.")
+    ] = None,
+    skip_broken_images: Annotated[
+        bool, _of_images("skip_broken_images", "Leave out images that cannot be read.")
+    ] = False,
+    set_classnames: Annotated[
+        bool, typer.Option("--set_classnames", help="Put the prompt in front of the images' class names, as new ones.")
+    ] = False,
+    zero_shot_template: Annotated[
+        str | None,
+        typer.Option("--zero_shot_template", help="Compared with; default: that of the run, by its card."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the metrics to, as JSON.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images at a time.")] = 128,
+    use_cpu: Annotated[bool, typer.Option("--use_cpu", help="Leave a GPU alone.")] = False,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Measure an adapter on labelled test images, beside a hand-written prompt.
+
+    The images are those of --test_dir, --dataset_name or --benchmark. Their classes are found by name among the
+    adapter's, of which they may be some, in any order.
+    """
+    from hf_coop import HFCoOp
+    from hf_coop.data import classnames_of, hand_crafted_template, load_test_images, match_classes
+    from hf_coop.files import whole_file
+    from hf_coop.hub import fetch_adapter, read_adapter_config
+    from hf_coop.serving import evaluate_adapter, metrics_table
+
+    with _errors_as_messages(), nullcontext() if output is None else whole_file(output) as file:
+        test = load_test_images(
+            test_dir,
+            dataset_name,
+            dataset_config_name,
+            benchmark=benchmark,
+            data_dir=data_dir,
+            test_split=test_split,
+            image_column_name=image_column_name,
+            label_column_name=label_column_name,
+            classnames_file=classnames_file,
+            skip_broken_images=skip_broken_images,
+            token=token,
+        )
+        if not set_classnames:
+            config = read_adapter_config(fetch_adapter(adapter, revision=revision, token=token))
+            test = match_classes(test, config.classnames)
+        model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token)
+        template = zero_shot_template or model.card_details.zero_shot_template or hand_crafted_template(benchmark)
+        if set_classnames:
+            model.set_classnames(classnames_of(test))
+        metrics = evaluate_adapter(model, test, template, batch_size=batch_size, use_cpu=use_cpu)
+        typer.echo(metrics_table(metrics))
+        if file is not None:
+            content = {"adapter": adapter, "images": test_dir or dataset_name or benchmark, **metrics}
+            file.write(json.dumps(content, indent=2) + "\n")
+
+
+@app.command(rich_help_panel=USE)
 def predict(
     adapter: Adapter,
     images: Annotated[list[str], typer.Argument(help="Image files, folders (searched throughout), globs and URLs.")],
     top_k: Annotated[int, typer.Option("--top_k", min=1, help="Classes to give for each image.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each image.")] = False,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--output_format", help="A line of text, of JSON or of a CSV table for each image.")
+    ] = OutputFormat.TEXT,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --output_format json.")] = False,
+    min_score: Annotated[
+        str | None,
+        typer.Option("--min_score", help="Below it, from 0 to 1, a class is left out. auto: found in validation."),
+    ] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option("--sort_into", help="Copy each image into a sub-folder of its class.")
+    ] = None,
+    move: Annotated[bool, typer.Option("--move", help="Move the images instead, with --sort_into.")] = False,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Images at a time.")] = 64,
     base_model: BaseModel = None,
     revision: Revision = None,
@@ -242,30 +383,38 @@ def predict(
     from tqdm import tqdm
 
     from hf_coop import HFCoOp
-    from hf_coop.errors import one_line
-    from hf_coop.serving import classify_files, find_images
+    from hf_coop.serving import PhotoSorter, check_sortable, classify_files, csv_header, find_images
 
-    broken = 0
+    if move and sort_into is None:
+        raise typer.BadParameter("it goes with --sort_into", param_hint="--move")
+    if as_json and output_format == OutputFormat.CSV:
+        raise typer.BadParameter("it is in conflict with --output_format csv", param_hint="--json")
+    output_format = OutputFormat.JSON if as_json else output_format
+    options = {} if min_score is None else {"min_score": _score(min_score)}
+    broken, sorter = 0, None
     with _errors_as_messages():
         paths = find_images(images)
+        if sort_into is not None:
+            check_sortable(paths)
         model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
-        results = classify_files(model, paths, top_k, batch_size)
+        top_k = min(top_k, len(model.classnames))
+        if sort_into is not None:
+            sorter = PhotoSorter(sort_into, model.classnames, move)
+        if output_format == OutputFormat.CSV:
+            typer.echo(csv_header(top_k))
+        results = classify_files(model, paths, top_k, batch_size, **options)
         for path, result in tqdm(results, total=len(paths), unit="image", disable=None):  # None: on a terminal alone
             failed = isinstance(result, ValueError)
             broken += failed
-            if as_json:
-                row = {"error": str(result)} if failed else {"predictions": result}
-                tqdm.write(json.dumps({"image": str(path), **row}))
-            elif failed:
-                tqdm.write(f"error: {one_line(str(result))}", file=sys.stderr)
-            else:
-                scores = ", ".join(f"{one_line(row['label'])} {row['score']:.1%}" for row in result)
-                tqdm.write(f"{one_line(str(path))}: {scores}")
+            file = sys.stderr if failed and output_format == OutputFormat.TEXT else sys.stdout
+            tqdm.write(_prediction_line(output_format, path, result, top_k), file=file)
+            if sorter is not None and not failed:
+                sorter.sort(path, result)
     if broken:
         sys.exit(f"{broken} of {len(paths)} images could not be read")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def explain(
     adapter: Adapter,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for report.html.")],
@@ -317,7 +466,7 @@ def explain(
     typer.echo(f"{path}: open it in a browser")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> None:
     """Print what an adapter is, without loading CLIP."""
     from hf_coop.errors import short
@@ -328,7 +477,7 @@ def info(adapter: Adapter, revision: Revision = None, token: Token = None) -> No
             typer.echo(f"{name:<16} {short(value, MAX_SHOWN)}")
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the prompts of an experiment.")],
     repo: Annotated[str, typer.Argument(help="user/name; made if needed.")],
@@ -358,7 +507,7 @@ def push(
     typer.echo(commit.pr_url or commit.commit_url)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="prompt_learner/model.pth.tar-N of the published code.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the adapter to.")],
@@ -433,6 +582,29 @@ def cache_clear() -> None:
 
     with _errors_as_messages():
         typer.echo(f"{feature_cache()}: {clear_feature_cache() / 2**20:,.1f} MiB deleted")
+
+
+def _score(text: str) -> float | str:
+    """A score as `HFCoOp.predict` takes it."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto", param_hint="--min_score") from None
+
+
+def _prediction_line(output_format: OutputFormat, path: Path | str, result: Any, top_k: int) -> str:
+    """What `hf-coop predict` writes of an image, given its predictions or what is wrong with it."""
+    from hf_coop.errors import one_line
+    from hf_coop.serving import NO_CLASS, csv_line, json_line
+
+    if output_format == OutputFormat.JSON:
+        return json_line(path, result)
+    if output_format == OutputFormat.CSV:
+        return csv_line(path, result, top_k)
+    if isinstance(result, ValueError):
+        return f"error: {one_line(str(result))}"
+    scores = ", ".join(f"{one_line(row['label'])} {row['score']:.1%}" for row in result)
+    return f"{one_line(str(path))}: {scores or NO_CLASS}"
 
 
 def _run_example(name: str, context: typer.Context) -> None:

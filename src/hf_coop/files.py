@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -127,3 +128,26 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise OSError(
             f"cannot write to {str(folder)!r}: {error}; make room there, or choose another folder"
         ) from error
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A text file that takes its name in one step when the block is done. It is opened first, in a folder that is made
+    if needed, so that a place that cannot be written to costs no work.
+
+    Raises:
+        OSError: it cannot be written; what was there before is whole.
+    """
+    place = Path(path)
+    staging = place.with_name(f".{place.name}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = staging.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+    try:
+        with file:
+            yield file
+        os.replace(staging, place)
+    finally:
+        staging.unlink(missing_ok=True)

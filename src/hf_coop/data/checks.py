@@ -1,9 +1,10 @@
-"""Whether a data set fits a model's classes."""
+"""Whether one source of images is given, with its own options, and whether a data set fits a model's classes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .classnames import classnames_of
 
@@ -46,3 +47,39 @@ def _check_same_classes(found: Sequence[str], classnames: Sequence[str], name: s
             )
     if len(found) != len(classnames):
         raise ValueError(f"{name} has {len(found)} classes, the model has {len(classnames)}")
+
+
+def one_source(**given: Any) -> str:
+    """The name of the one source of images that is given.
+
+    Args:
+        given: each source by name, None where it is not given.
+
+    Raises:
+        ValueError: none is given, or several.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        folder = next(name for name in given if name.endswith("_dir"))
+        raise ValueError(
+            f"say where the images are, got {' and '.join(names) or 'nothing'}: {folder}, a folder with one "
+            f"sub-folder a class; dataset_name, a Hub repository or local data set ('demo': embedded digits); or "
+            "benchmark, one of the papers' image sets"
+        )
+    return names[0]
+
+
+def check_belongs(source: str, owner: str, **options: Any) -> None:
+    """Refuse options of another source than the one that is given.
+
+    Args:
+        source (`str`): what is given, as [`one_source`] says.
+        owner (`str`): the source that the options are of.
+        options: by name, None where they are not given.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, value in options.items():
+        if value is not None and source != owner:
+            raise ValueError(f"{name} goes with {owner}, not with {source}: leave {name}={os.fspath(value)!r} out")

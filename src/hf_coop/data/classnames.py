@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..encoding import check_classnames, clean_classname
+from ..errors import some
 
 if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset
@@ -96,3 +97,32 @@ def labels_by_name(found: Sequence[str], given: Sequence[str], source: str) -> l
                 "in label order"
             )
     return list(range(len(found)))
+
+
+def match_classes(dataset: Dataset, classnames: Sequence[str]) -> Dataset:
+    """A data set whose labels count the classes of a prompt, matched by name.
+
+    Names match whatever their case, and with underscores for spaces, as they make the same prompt. The data may lack
+    classes of the prompt. Equal names, as "missile" of ImageNet, are matched in their order.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `label` of type `ClassLabel`.
+        classnames (`Sequence[str]`): of the prompt, in label order.
+
+    Raises:
+        ValueError: images are of classes that the prompt does not have; they are named.
+    """
+    found, known = (
+        class_label([clean_classname(name).lower() for name in names]).names
+        for names in (classnames_of(dataset), classnames)
+    )
+    labels, numbers = dataset["label"][:], {name: number for number, name in enumerate(known)}
+    names = classnames_of(dataset)
+    if unknown := [names[label] for label in sorted(set(labels)) if found[label] not in numbers]:
+        raise ValueError(
+            f"the images have {len(unknown)} classes that the prompt does not have: {some(unknown)}; it has "
+            f"{some(classnames)}. Rename folders, give classnames_file (the data's class names in label order), or "
+            "put the prompt in front of the data's names by set_classnames"
+        )
+    renumbered = [numbers[found[label]] for label in labels]
+    return dataset.remove_columns("label").add_column("label", renumbered, feature=class_label(classnames))

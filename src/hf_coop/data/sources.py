@@ -15,6 +15,7 @@ from ..demo import DEMO_SETS, load_digits_dataset
 from ..encoding import check_classnames
 from ..errors import some, whole_message
 from .benchmarks import load_benchmark
+from .checks import check_belongs, one_source
 from .classnames import class_label, labels_by_name, read_classnames
 from .few_shot import change_splits, class_counts, hold_out_test
 from .folders import load_image_folder, same_files
@@ -37,13 +38,14 @@ def load_image_splits(
     dataset_name: str | os.PathLike[str] | Dataset | Mapping[str, Dataset] | None = None,
     dataset_config_name: str | None = None,
     *,
+    validation_dir: str | os.PathLike[str] | None = None,
     benchmark: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    train_split: str = "train",
+    train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
-    image_column_name: str = "image",
-    label_column_name: str = "label",
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
     classnames_file: str | os.PathLike[str] | None = None,
     skip_broken_images: bool = False,
     test_size: float | None = None,
@@ -54,15 +56,16 @@ def load_image_splits(
     Paths may begin with `~`.
 
     Args:
-        train_dir, test_dir: folders with one sub-folder of images a class, or zip files of them; or
+        train_dir, validation_dir, test_dir: folders with one sub-folder of images a class, or zip files of them; or
         dataset_name: a Hub repository, a local data set, a `.parquet` file, a folder written by `save_to_disk`, or
             "demo" for the embedded digits ("demo_inverted", …: shifted versions of them); or a `Dataset` (of training
             images) or `DatasetDict` itself; or
         benchmark (`str`): one of the papers' image sets, which is below `data_dir`; see [`load_benchmark`].
         dataset_config_name (`str`, *optional*): its configuration.
-        train_split, validation_split, test_split (`str`): its splits. By default the test images are those of
-            "test", else of "validation"; and "validation" is the validation split where "test" is another.
-        image_column_name, label_column_name (`str`): its columns.
+        train_split, validation_split, test_split (`str`, *optional*): its splits. By default the training images are
+            those of "train", the test images those of "test", else of "validation"; and "validation" is the validation
+            split where "test" is another.
+        image_column_name, label_column_name (`str`, *optional*): its columns, by default "image" and "label".
         classnames_file: a text file, one name a line, in label order; wins over the names in the data. The data's own
             names in another order are matched by name. Names may be equal.
         skip_broken_images (`bool`): leave out images that cannot be read, and count them.
@@ -80,21 +83,26 @@ def load_image_splits(
     from datasets import DatasetDict
 
     _check_no_empty_path(train_dir=train_dir, test_dir=test_dir, dataset_name=dataset_name, data_dir=data_dir)
-    _check_no_empty_path(classnames_file=classnames_file)
-    given = {"train_dir": train_dir, "dataset_name": dataset_name, "benchmark": benchmark}
-    if len(sources := [name for name, value in given.items() if value is not None]) != 1:
-        raise ValueError(
-            f"say where the images are, got {' and '.join(sources) or 'nothing'}: train_dir, a folder with one "
-            f"sub-folder a class; dataset_name, a Hub repository or local data set ({DEMO!r}: embedded digits); or "
-            "benchmark, one of the papers' image sets"
-        )
-    if data_dir is not None and benchmark is None:
-        raise ValueError("data_dir goes with benchmark, whose folder it holds")
-    if test_dir is not None and train_dir is None:
-        raise ValueError("test_dir goes with train_dir; a data set's test images are chosen by test_split")
+    _check_no_empty_path(validation_dir=validation_dir, classnames_file=classnames_file)
+    source = one_source(train_dir=train_dir, dataset_name=dataset_name, benchmark=benchmark)
+    check_belongs(source, "benchmark", data_dir=data_dir)
+    check_belongs(
+        source,
+        "dataset_name",
+        dataset_config_name=dataset_config_name,
+        train_split=train_split,
+        validation_split=validation_split,
+        test_split=test_split,
+        image_column_name=image_column_name,
+        label_column_name=label_column_name,
+    )
+    check_belongs(source, "train_dir", validation_dir=validation_dir, test_dir=test_dir)
     if train_dir is not None:
-        folders = {"train": train_dir} | ({"test": test_dir} if test_dir is not None else {})
-        splits = DatasetDict({name: load_image_folder(folder) for name, folder in folders.items()})
+        folders = {"train": train_dir, "validation": validation_dir, "test": test_dir}
+        given = {name: folder for name, folder in folders.items() if folder is not None}
+        if len(given) == 3 and Path(given["validation"]).resolve() == Path(given["test"]).resolve():
+            raise ValueError(f"validation_dir and test_dir are both {os.fspath(given['test'])!r}: leave one out")
+        splits = DatasetDict({name: load_image_folder(folder) for name, folder in given.items()})
         _warn_of_shared_images(splits)
     elif benchmark is not None:
         splits = load_benchmark(benchmark, data_dir).splits
@@ -102,10 +110,9 @@ def load_image_splits(
             raise ValueError(f"{benchmark} has test images alone: learn on another set, such as imagenet")
     else:
         loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)
-        chosen = _choose_splits(loaded, train_split, validation_split, test_split)
-        splits = DatasetDict(
-            {name: _image_and_label(split, image_column_name, label_column_name) for name, split in chosen.items()}
-        )
+        chosen = _choose_splits(loaded, train_split or "train", validation_split, test_split)
+        columns = (image_column_name or "image", label_column_name or "label")
+        splits = DatasetDict({name: _image_and_label(split, *columns) for name, split in chosen.items()})
     _check_not_empty(splits)
     splits = _name_classes(splits, classnames_file)
     if skip_broken_images:
@@ -171,7 +178,9 @@ def _choose_splits(
     for wanted in (train, validation, test):
         if wanted is not None and wanted not in loaded:
             raise ValueError(f"the data set has no split {wanted!r}; it has {some(loaded)}")
-    test = test or next((name for name in TEST_SPLITS if name in loaded and name != train), None)
+    test = test or next((name for name in TEST_SPLITS if name in loaded and name not in (train, validation)), None)
+    if validation is not None and validation == test:
+        raise ValueError(f"validation_split and test_split are both {test!r}: leave one out, or choose another")
     if validation is None and "validation" in loaded and "validation" not in (train, test):
         validation = "validation"
     if train == test:
@@ -210,9 +219,10 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
     """Give every split a `ClassLabel` with the same names: the file's, else the data's."""
     from datasets import ClassLabel, Value
 
-    label_type = splits["train"].features["label"]
+    train = next(iter(splits.values()))  # or the test images, where they are alone
+    label_type = train.features["label"]
     if isinstance(label_type, Value) and "string" in label_type.dtype:
-        label_type = ClassLabel(names=sorted({name for name in splits["train"]["label"][:] if name and name.strip()}))
+        label_type = ClassLabel(names=sorted({name for name in train["label"][:] if name and name.strip()}))
     given = None if classnames_file is None else read_classnames(classnames_file)
     if not isinstance(label_type, ClassLabel):
         if given is None:
@@ -229,7 +239,7 @@ def _name_classes(splits: DatasetDict, classnames_file: str | os.PathLike[str] |
         logger.warning("there is one class only, %r: every image is taken for it, whatever is learned", names[0])
     order = labels_by_name(own, names, repr(str(classnames_file))) if given else range(len(own))
     numbers: dict[Any, int] = dict(zip(own, order, strict=True))
-    first = _first_number(splits["train"], names)
+    first = _first_number(train, names)
     numbers |= {first + place: label for place, label in enumerate(order)}
     named = class_label(check_classnames(names))
     return change_splits(splits, lambda name, split: _relabel(split, name, numbers, own, named))

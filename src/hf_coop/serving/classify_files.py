@@ -16,6 +16,8 @@ from ..data.pixels import fit_image
 if TYPE_CHECKING:
     from ..modeling import HFCoOp
 
+Result = list[dict[str, Any]] | ValueError  # what `HFCoOp.predict` gives for one image, or why it cannot
+
 
 def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path | str]:
     """The image files that files, folders (searched throughout) and globs name, each once, in their order.
@@ -48,18 +50,19 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path | str]:
 
 
 def classify_files(
-    model: HFCoOp, paths: Sequence[Path | str], top_k: int = 5, batch_size: int = 64
-) -> Iterator[tuple[Path | str, list[dict[str, Any]] | ValueError]]:
+    model: HFCoOp, paths: Sequence[Path | str], top_k: int = 5, batch_size: int = 64, **options: Any
+) -> Iterator[tuple[Path | str, Result]]:
     """Each file with its predictions (as `HFCoOp.predict` gives them), or with the error where it cannot be read.
 
     Args:
         model ([`HFCoOp`]), top_k (`int`), batch_size (`int`): as in `HFCoOp.predict`.
         paths (`Sequence[Path | str]`): image files and URLs.
+        options: further ones of `HFCoOp.predict`, such as `min_score`.
 
     Raises:
-        TypeError, ValueError: `top_k` or `batch_size` is no whole number from 1.
+        TypeError, ValueError: an option is wrong.
     """
-    model.predict([], top_k, batch_size)  # refuses bad options before a file is read
+    model.predict([], top_k, batch_size, **options)  # refuses bad options before a file is read
     for start in range(0, len(paths), batch_size):
         results: dict[Path | str, Any] = {}
         fitted: dict[Path | str, Any] = {}
@@ -69,6 +72,6 @@ def classify_files(
             except ValueError as error:
                 results[path] = error
         if fitted:
-            results |= zip(fitted, model.predict_fitted(list(fitted.values()), top_k), strict=True)
+            results |= zip(fitted, model.predict_fitted(list(fitted.values()), top_k, **options), strict=True)
         for path in paths[start : start + batch_size]:
             yield path, results[path]

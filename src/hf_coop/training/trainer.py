@@ -15,7 +15,6 @@ from accelerate.utils import broadcast
 from transformers.trainer_utils import TrainOutput
 
 from ..data.features import CachedImages, FreshCrops, weights_fingerprint
-from ..hub import CardDetails
 from ..modeling import HFCoOp
 from .arguments import LBFGS, CoOpTrainingArguments
 from .checkpoints import (

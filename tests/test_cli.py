@@ -1,0 +1,72 @@
+"""The `hf-coop` command itself: help, version, completion, and mistakes; nothing here needs torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from hf_coop.version import __version__
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As the installed script calls it."""
+    code = "import sys; from hf_coop_cli import app; sys.argv[0] = 'hf-coop'; sys.exit(app())"
+    variables = {**os.environ, "COLUMNS": "100", **environment}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
+
+
+def test_commands_are_in_groups():
+    text = run("--help").stdout
+    _, *panels = re.split(r"╭─ (?=\w)", text)
+    found = {panel.split()[0]: re.findall(r"^│ ([a-z-]+) ", panel, re.MULTILINE) for panel in panels}
+    assert found["Learn"] == ["demo", "train", "base-to-new", "data"]
+    assert found["Use"] == ["evaluate", "predict", "info"]
+    assert found["Share"] == ["push", "convert"]
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"hf-coop {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predit"], "No such command 'predit'"),
+        (["predict", "--topk", "3", "a", "b"], "No such option: --topk"),
+        (["predict", "a", "b", "--top_k", "0"], "Invalid value for '--top_k': "),
+        (["predict", "a", "b", "--top_k", "many"], "Invalid value for '--top_k': "),
+        (["predict", "a", "b", "--output_format", "xml"], "'text', 'json', 'csv'"),
+        (["predict", "a"], "Missing argument 'images'"),
+        (["data", "fetch"], "No such command 'fetch'"),
+    ],
+)
+def test_a_mistake_is_told_on_one_line(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "`hf-coop" in done.stderr
+
+
+def test_no_command_shows_the_help():
+    done = run()
+    assert "base-to-new" in done.stdout
+    assert "error" not in done.stdout + done.stderr
+
+
+def test_shells_complete_commands_and_options():
+    def complete(words: str) -> list[str]:
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return run(_HF_COOP_COMPLETE="complete_bash", **asked).stdout.split()
+
+    assert complete("hf-coop pre") == ["predict"]
+    assert complete("hf-coop evaluate --test_") == ["--test_dir", "--test_split"]
+    assert "complete" in run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
