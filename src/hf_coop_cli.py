@@ -6,9 +6,9 @@ at once, and each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import runpy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -138,7 +138,7 @@ def demo(
 )
 def train(context: typer.Context) -> None:
     """Learn a prompt from a folder of images or a Hub data set (`hf-coop train --help` lists the options)."""
-    _run_example("train.py", context)
+    _run_example("train", context)
 
 
 class SpacedLists(TyperCommand):
@@ -610,11 +610,10 @@ def _prediction_line(output_format: OutputFormat, path: Path | str, result: Any,
 def _run_example(name: str, context: typer.Context) -> None:
     """Run a script of examples/, which lies in the installed package or in the repository it is developed in."""
     here = Path(__file__).parent
-    installed = here / "hf_coop" / "examples" / name
-    script = installed if installed.exists() else here.parent / "examples" / name
+    installed = here / "hf_coop" / "examples"
+    sys.path.insert(0, str(installed if installed.exists() else here.parent / "examples"))
     sys.argv = [context.command_path, *context.args]
-    sys.path.insert(0, str(script.parent))  # as Python does for a script
-    runpy.run_path(str(script), run_name="__main__")
+    importlib.import_module(name).main()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import PARITY
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
@@ -85,7 +86,7 @@ class TestOutput:
         names = {path.name for path in whole.iterdir()}
         assert names == {
             *("README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.json", "training_curves.png"),
-            *("checkpoint-87", "checkpoint-90"),
+            *("checkpoint-87", "checkpoint-90", "run.yaml"),
         }
         assert Image.open(whole / "training_curves.png").width > 600
         assert HFCoOp.from_pretrained(whole).classnames == list(NAMES)
@@ -108,6 +109,8 @@ class TestOutput:
         run(command(out, data), sys.executable, "-m", "hf_coop_cli", "train")
         assert adapter(out) == adapter(whole)
         help_text = run(["--help"], sys.executable, "-m", "hf_coop_cli", "train").stdout
+        assert help_text.startswith("usage: hf-coop train [options]")
+        assert "\nbatches and views:\n" in help_text
         assert "--class_token_position" in help_text
         assert "--peft_type" not in help_text  # PEFT's own fields are no options
         assert "--gradient_accumulation_steps" in help_text
@@ -183,6 +186,41 @@ def test_equal_class_names(data, tmp_path):
     info = run([str(out)], sys.executable, "-m", "hf_coop_cli", "info")
     assert "3: missile, red bus, missile" in info.stdout
     assert "same prompt" not in info.stderr
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """The script in this process, to save time."""
+    monkeypatch.setattr(sys, "argv", [TRAIN, *map(str, arguments)])
+    runpy.run_path(TRAIN, run_name="__main__")
+
+
+def test_the_configuration_of_a_run_repeats_it(whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run_here(monkeypatch, "--config", whole / "run.yaml", "--output_dir", out, "--save_strategy", "no")
+    assert adapter(out) == adapter(whole)
+    before, after = ((folder / "run.yaml").read_text().splitlines() for folder in (whole, out))
+    assert {line.split(":")[0] for line in set(before) ^ set(after)} == {"output_dir", "save_strategy"}
+
+
+def test_several_seeds(data, whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    options = ("--num_train_epochs", 2, "--save_strategy", "no", "--validation_dir", data / "train")
+    run_here(monkeypatch, *command(out, data, *options, "--seeds", 1, 3))
+    told = capsys.readouterr().out
+    single = tmp_path / "single"
+    run_here(monkeypatch, *command(single, data, *options, "--seed", 3))
+    assert adapter(out / "seed3") == adapter(single)
+    assert adapter(out / "seed1") != adapter(single)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seeds"] == [1, 3]
+    for name in ("zero_shot", "validation", "learned"):
+        values = [metrics(out / f"seed{seed}")[name]["accuracy"] for seed in (1, 3)]
+        assert summary["mean"][name]["accuracy"] == pytest.approx(np.mean(values))
+        assert summary["std"][name]["accuracy"] == pytest.approx(np.std(values))
+    mean, std = (100 * summary[name]["learned"]["accuracy"] for name in ("mean", "std"))
+    assert f"learned accuracy: {mean:.2f} ± {std:.2f} % over the seeds [1, 3]" in told
+    assert yaml.safe_load((out / "run.yaml").read_text())["seeds"] == [1, 3]
+    assert yaml.safe_load((out / "seed3" / "run.yaml").read_text())["seed"] == 3
 
 
 class TestInterruption:
@@ -375,6 +413,39 @@ class TestBadInput:
         recipe = found.card_details.training
         assert (recipe["seed"], recipe["label_smoothing_factor"], recipe["anchor_weight"]) == (0, 0, 0)
         assert found.card_details.train_images == 15
+
+    def test_options_that_would_be_ignored(self, refused, data, trees, tmp_path):
+        out = tmp_path / "out"
+        for name in ("train_split", "validation_split", "test_split", "image_column_name", "dataset_config_name"):
+            message = refused(*command(out, data, f"--{name}", "train"))
+            told = f"error: {name} goes with dataset_name, not with train_dir: leave {name}='train' out"
+            assert message == told
+            found = refused("--output_dir", out, "--benchmark", "dtd", "--data_dir", trees, f"--{name}", "train")
+            assert found == message.replace("train_dir", "benchmark")
+        demo = ("--output_dir", out, "--model_name_or_path", "demo", "--dataset_name", "demo")
+        assert "test_dir goes with train_dir, not with dataset_name: leave test_dir='x' out" in refused(
+            *demo, "--test_dir", "x"
+        )
+        assert "are both 'test'" in refused(*demo, "--validation_split", "test", "--test_split", "test")
+        assert "has no validation images" in refused(*command(out, data, "--eval_strategy", "epoch"))
+        twice = command(out, data, "--eval_strategy", "epoch", "--validation_dir", data / "test")
+        assert "validation_dir and test_dir are both" in refused(*twice)
+        for options in (["--seed", 2], ["--push_to_hub"]):
+            assert "is of one run" in refused(*command(out, data, "--seeds", 1, 2, *options))
+        assert "one of them twice" in refused(*command(out, data, "--seeds", 1, 1))
+        assert not out.exists()
+
+    def test_the_best_epoch_is_not_chosen_by_test_images(self, refused, trees, tmp_path):
+        """ImageNet's validation images are its test images."""
+        options = ["--model_name_or_path", PARITY, "--benchmark", "imagenet", "--data_dir", trees, "--n_ctx", 2]
+        options += ["--eval_strategy", "epoch", "--load_best_model_at_end", "--output_dir", tmp_path / "out"]
+        assert "load_best_model_at_end=True would choose by the test images" in refused(*options)
+
+    def test_a_seed_that_has_run_is_told_before_another_runs(self, refused, data, tmp_path):
+        (tmp_path / "out" / "seed2").mkdir(parents=True)
+        (tmp_path / "out" / "seed2" / "metrics.json").write_text("{}")
+        assert "seed2' holds another run" in refused(*command(tmp_path / "out", data, "--seeds", 1, 2))
+        assert not (tmp_path / "out" / "seed1").exists()
 
     def test_benchmarks(self, refused, trees, tmp_path):
         out = ("--output_dir", tmp_path / "out", "--data_dir", trees)

@@ -50,7 +50,6 @@ def make_prompt_arguments() -> type:
     does not have. `prompt_options` gives those that were given.
     """
     configs = registered_configs()
-    names = ", ".join(config.label.lower() for config in configs)
     options: dict[str, tuple[str, Any, Any]] = {}
     for config in configs:
         hints = get_type_hints(config)
@@ -58,10 +57,13 @@ def make_prompt_arguments() -> type:
             owners = [other.label for other in configs if name in option_fields(other)]
             of = "" if len(owners) == len(configs) else f" ({', '.join(owners)})"
             flag = hints[name] is bool
-            described = field(default=False if flag else None, metadata={"help": option.metadata["help"] + of})
+            metadata = {**option.metadata, "help": option.metadata["help"] + of}
+            described = field(default=False if flag else None, metadata=metadata)
             options[name] = (name, bool if flag else hints[name] | None, described)
-    method = field(default="coop", metadata={"help": f"How the prompt is learned: {names}."})
-    return make_dataclass("PromptArguments", [("method", str, method), *options.values()])
+    choices = [config.label.lower() for config in configs]
+    method = field(default="coop", metadata={"help": "How the prompt is learned.", "choices": choices})
+    groups = {"option_groups": {"method": "prompt"}}  # what `training.options` shows it under
+    return make_dataclass("PromptArguments", [("method", str, method), *options.values()], namespace=groups)
 
 
 def prompt_options(arguments: Any) -> dict[str, Any]:

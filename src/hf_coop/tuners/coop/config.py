@@ -31,7 +31,9 @@ class CoOpConfig(PromptConfig):
   year = {2022}
 }"""
 
-    class_token_position: str = field(default="end", metadata={"help": "end, middle or front."})
+    class_token_position: str = field(
+        default="end", metadata={"help": "Where the class name stands.", "choices": CLASS_TOKEN_POSITIONS}
+    )
     class_specific_context: bool = field(default=False, metadata={"help": "Learn one context for each class."})
 
     def __post_init__(self) -> None:
