@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,21 +59,3 @@ class TestTrainingCurves:
         row = {name: value for name, value in ROW.items() if name != "learning_rate"}
         plot_training_curves([{"epoch": 1, **row}], tmp_path / "curves.png")
         assert [axes.get_xlabel() for axes in figures[0].axes] == ["text passes"] * 2
-
-
-def test_base_to_new_hides_no_number_and_no_difference(tmp_path, figures, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    script = importlib.import_module("base_to_new")
-    labels = {"zero_shot": "zero-shot", "coop": "CoOp", "cocoop": "CoCoOp", "kgcoop": "KgCoOp"}
-    means = {m: {"base": 0.93 + k / 100, "new": 0.9, "harmonic_mean": 0.91} for k, m in enumerate(labels)}
-    deviations = {m: {"base": 0.01, "new": 0.0, "harmonic_mean": 0.005} for m in labels}
-    script.plot({"mean": means, "std": deviations}, labels, tmp_path / "chart.png")
-    (axes,) = figures[0].axes
-    assert axes.get_ylim()[0] > 80  # else four points of difference would be 4 % of the height
-    assert legend(figures[0]) == list(labels.values())
-    renderer = figures[0].canvas.get_renderer()
-    box = figures[0].legends[0].get_window_extent(renderer)
-    numbers = [text.get_window_extent(renderer) for text in axes.texts]
-    assert len(numbers) == 12
-    assert not any(box.overlaps(number) for number in numbers)
-    assert all(axes.bbox.y0 < number.y0 and number.y1 < axes.bbox.y1 for number in numbers)
