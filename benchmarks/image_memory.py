@@ -75,10 +75,10 @@ def main() -> None:
         make_photos(photos, options.photos)
         for task in TASKS:
             command = [sys.executable, __file__, "--task", task, str(photos)]
-            environment = {"HF_DATASETS_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
-            )
+            environment = {**os.environ, "HF_DATASETS_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                sys.exit(done.stderr)
             found[task] = int(done.stdout.splitlines()[-1])
             if not options.json:
                 print(f"{task:<8} {found[task]:6,} MB", flush=True)

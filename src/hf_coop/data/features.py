@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .crops import random_view
 from .feature_cache import feature_cache
 from .folders import file_state
 from .pixels import crops_to_pixels, fit_image, stack_pixels
+from .rgb import to_rgb
 from .sources import check_images, decode_image, encoded_images
 
 if TYPE_CHECKING:
@@ -75,15 +77,15 @@ def encode_images(
     fingerprint = features_fingerprint(model, dataset, views, random, seed, first, computed)
     images = encoded_images(dataset)
 
-    def pixels_of(rows: range) -> torch.Tensor:  # (len(rows) * views, 3, H, W)
-        processor = model.image_processor
-        numbered = ((decode_image(images[row]["image"], first + row), first + row) for row in rows)  # one at a time
+    def views_of(number: int, image: Image.Image) -> list[Any]:  # small, so that one image at a time is in memory
         if not random:
-            return stack_pixels(processor, [fit_image(processor, image) for image, _ in numbered])
-        crops = [
-            random_crop(model, image, [seed, number, view]) for image, number in numbered for view in range(views)
-        ]
-        return crops_to_pixels(processor, crops)
+            return [fit_image(model.image_processor, image)]
+        whole = to_rgb(image)
+        return [random_crop(model, whole, [seed, number, view]) for view in range(views)]
+
+    def pixels_of(rows: range) -> torch.Tensor:  # (len(rows) * views, 3, H, W)
+        made = [decode_image(images[row]["image"], first + row, partial(views_of, first + row)) for row in rows]
+        return stack_pixels(model.image_processor, [view for views in made for view in views])
 
     if model.clip.device.type == "cpu":  # whose tower takes a few at a time anyway
         batch_size = min(batch_size, PIXEL_BYTES // (12 * model.clip.config.vision_config.image_size**2))

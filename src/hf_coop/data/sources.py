@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image as PILImage
 
@@ -20,12 +20,14 @@ from .classnames import class_label, labels_by_name, read_classnames
 from .few_shot import change_splits, class_counts, hold_out_test
 from .folders import load_image_folder, same_files
 from .images import read_image
+from .rgb import to_rgb
 from .webdatasets import load_webdataset, webdataset_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEMO = "demo"  # the dataset_name of the embedded digits
 ENCODED_IMAGE_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or files' contents
@@ -336,8 +338,8 @@ def encoded_images(dataset: Dataset) -> Dataset:
     return dataset.select_columns("image").cast_column("image", Image(decode=False))
 
 
-def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
-    """One of [`encoded_images`], in RGB.
+def decode_image(cell: Mapping[str, Any] | None, row: int, convert: Callable[[PILImage.Image], T] = to_rgb) -> T:
+    """One of [`encoded_images`], in RGB, or what `convert` makes of it as it was stored.
 
     Raises:
         ValueError: it cannot be read; its path, or `row` where it has none, is named.
@@ -345,7 +347,7 @@ def decode_image(cell: Mapping[str, Any] | None, row: int) -> PILImage.Image:
     where = repr(cell["path"]) if cell and cell["path"] else f"image {row}"
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         raise ValueError(f"{where} of the data set is missing")
-    return read_image(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where)
+    return read_image(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where, convert)
 
 
 def broken_images(dataset: Dataset, first: int = 0) -> dict[int, str]:
