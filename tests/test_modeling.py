@@ -90,7 +90,7 @@ class TestFromClip:
             HFCoOp.from_clip(**{"model": "/no/such/folder", "classnames": CLASSNAMES} | arguments)
 
     def test_no_such_folder(self):
-        with pytest.raises(OSError, match="cannot load '/no/such/folder'"):
+        with pytest.raises(OSError, match="cannot load the model '/no/such/folder': a folder that is not on this machine"):
             HFCoOp.from_clip("/no/such/folder", CLASSNAMES)
 
     def test_a_folder_of_another_kind_of_model(self, tmp_path):
@@ -474,13 +474,13 @@ class TestFiles:
     def test_truncated_weights(self, folder, size):
         path = folder / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"adapter_model\.safetensors.* damaged"):
+        with pytest.raises(ValueError, match=r"adapter_model\.safetensors.*(damaged|is empty)"):
             HFCoOp.from_pretrained(folder)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"COOP"', "{}", "[" * 100_000, "\x00"])
     def test_damaged_config(self, folder, text):
         (folder / "adapter_config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"adapter_config\.json is no adapter config"):
+        with pytest.raises(ValueError, match=r"adapter_config\.json(:| holds no JSON object| is empty)"):
             HFCoOp.from_pretrained(folder)
 
     @pytest.mark.parametrize(

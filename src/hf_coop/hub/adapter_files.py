@@ -130,6 +130,7 @@ def read_adapter_config(folder: str | os.PathLike[str]) -> PromptConfig:
         if config.n_ctx is None:
             raise ValueError("no n_ctx")
     weights = os.path.join(folder, WEIGHTS_FILE)
+    check_plain_file(weights)
     with naming_file(weights):
         _check_weights(weights, config)
     return config
@@ -141,7 +142,6 @@ def _check_weights(path: str, config: PromptConfig) -> None:
     expected = [config.n_ctx]
     if config.class_specific_context:
         expected.insert(0, len(config.classnames))
-    check_plain_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             contexts = [name for name in file.keys() if name.split(".")[-1] == "ctx"]  # noqa: SIM118 - no mapping
