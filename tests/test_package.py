@@ -39,18 +39,19 @@ for name in ("COOP", "COCOOP", "KGCOOP", "PROGRAD"):
     assert run_python("-c", code).split() == [f"{name}{kind}" for name in methods for kind in ("Config", "Model")]
 
 
-def test_help_needs_no_torch():
-    code = """
+@pytest.mark.parametrize(("command", "shown"), [("", "demo"), ("experiment", "retry_failed"), ("results", "FOLDERS")])
+def test_help_needs_no_torch(command, shown):
+    code = f"""
 import sys
 from hf_coop_cli import app
-sys.argv = ["hf-coop", "--help"]
+sys.argv = ["hf-coop", *{command.split()}, "--help"]
 try:
     app()
 finally:
     print([name for name in ("torch", "transformers", "peft", "numpy", "datasets") if name in sys.modules])
 """
     output = run_python("-c", code)
-    assert "demo" in output
+    assert shown.lower() in output.lower()
     assert output.splitlines()[-1] == "[]"
 
 
