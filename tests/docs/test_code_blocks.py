@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import runpy
-import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,8 +117,16 @@ PROGRAMS = {
     "accelerate": accelerate,
     "make": make,
     "pip": nothing_to_parse,
-    "export": nothing_to_parse,
 }
+
+
+def expanded(block: Block) -> list[list[str]]:
+    """The block's commands as bash expands them; programs that are not in `PROGRAMS` are not found."""
+    programs = "".join(f"{name}() {{ printf '%s\\0' {name} \"$@\" $'\\n'; }}\n" for name in PROGRAMS)
+    bash = [shutil.which("bash") or "bash", "-euc", programs + block.text]
+    done = subprocess.run(bash, env={"PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block.place}: say in PROGRAMS how to check it: {done.stderr}"
+    return [command.split("\0")[:-1] for command in done.stdout.split("\n\0")[:-1]]
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.place)
@@ -127,11 +136,7 @@ def test_commands(block, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "train", raising=False)
     to_dataclasses, parse_args = HfArgumentParser.parse_args_into_dataclasses, argparse.ArgumentParser.parse_args
-    lines = block.text.replace("\\\n", " ").splitlines()
-    for words in filter(None, (shlex.split(line, comments=True) for line in lines)):
-        while "=" in words[0]:  # a variable for this command
-            words.pop(0)
-        assert words[0] in PROGRAMS, f"{block.place}: say in PROGRAMS how to check {words[0]!r}"
+    for words in expanded(block):
         if words[0] == "accelerate":  # which parses its own arguments first
             monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         else:
@@ -163,6 +168,8 @@ from datasets import Dataset
 
 from hf_coop import HFCoOp
 from hf_coop.demo import load_digits_dataset
+from hf_coop.experiments import Experiment, run_experiment
+from hf_coop.hub import push_folder
 
 CLASSNAMES = ["pink primrose", "globe thistle"]
 pool = load_digits_dataset()["train"]
@@ -175,6 +182,9 @@ for split, first in (("train", 0), ("test", 60)):
 images = pool["image"][:4]
 images[0].save("flower.jpg")
 pixel_values, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 0, 1])
+few_shot = {"benchmark": ["demo"], "methods": ["coop"], "shots": [16], "seeds": [1], "save_prompts": True}
+run_experiment(Experiment("few-shot", "outputs/few-shot", **few_shot, training={"max_text_passes": 2}))
+push_folder("outputs/few-shot/prompts", "tester/digit-prompts")
 rows = [{"pixel_values": p, "labels": label} for p, label in zip(pixel_values, labels, strict=True)]
 
 
