@@ -87,7 +87,7 @@ def _of_images(name: str, text: str) -> Any:
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
     """What a user can mend is told on one line, without a traceback; nothing where nobody reads on, as with `head`."""
-    from hf_coop.errors import one_line
+    from hf_coop_onnx import one_line
 
     try:
         yield
@@ -95,7 +95,7 @@ def _errors_as_messages() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         sys.exit(128 + 13)  # as a shell tells of SIGPIPE
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"error: {one_line(str(error))}")
 
 
@@ -358,7 +358,9 @@ def evaluate(
 
 @app.command(rich_help_panel=USE)
 def predict(
-    adapter: Adapter,
+    adapter: Annotated[
+        str, typer.Argument(metavar="REPO_OR_FOLDER", help="Adapter on the Hub or in a folder; or an .onnx file.")
+    ],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (searched throughout), globs and URLs.")],
     top_k: Annotated[int, typer.Option("--top_k", min=1, help="Classes to give for each image.")] = 5,
     output_format: Annotated[
@@ -382,9 +384,11 @@ def predict(
     """Classify images. A broken one is reported and the others go on; the exit code is then 1."""
     from tqdm import tqdm
 
-    from hf_coop import HFCoOp
-    from hf_coop.serving import PhotoSorter, check_sortable, classify_files, csv_header, find_images
+    from hf_coop_onnx import OnnxClassifier, PhotoSorter, check_sortable, classify_files, csv_header, find_images
 
+    is_onnx = adapter.endswith(".onnx")  # run without PyTorch
+    if is_onnx and (base_model or revision or token or device):
+        raise typer.BadParameter("an .onnx file is run on the CPU as it is: leave out other options of the model")
     if move and sort_into is None:
         raise typer.BadParameter("it goes with --sort_into", param_hint="--move")
     if as_json and output_format == OutputFormat.CSV:
@@ -396,7 +400,13 @@ def predict(
         paths = find_images(images)
         if sort_into is not None:
             check_sortable(paths)
-        model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
+        model: Any
+        if is_onnx:
+            model = OnnxClassifier(adapter)
+        else:
+            from hf_coop import HFCoOp
+
+            model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
         top_k = min(top_k, len(model.classnames))
         if sort_into is not None:
             sorter = PhotoSorter(sort_into, model.classnames, move)
@@ -541,6 +551,34 @@ def convert(
     typer.echo(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
 
 
+@app.command(rich_help_panel=SHARE)
+def export(
+    adapter: Adapter,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="model.onnx; or model.pt2, a program of torch.export.")
+    ],
+    int8: Annotated[bool, typer.Option("--int8", help="Hold the image tower's matrices in 8 bits (ONNX).")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Put the file beside the adapter on the Hub.")] = False,
+    base_model: BaseModel = None,
+    revision: Revision = None,
+    token: Token = None,
+) -> None:
+    """Write image tower and learned prompt as one file, checked against PyTorch before it is kept."""
+    from hf_coop import HFCoOp
+    from hf_coop.hub import push_file
+    from hf_coop.serving import check_export, export_model
+
+    with _errors_as_messages():
+        check_export(output, int8)
+        if push and Path(adapter).is_dir():
+            raise ValueError(f"{adapter!r} is a folder: push it (hf-coop push), then export its repository")
+        model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token)
+        typer.echo(export_model(model, output, int8))
+        if push:
+            commit = push_file(output, adapter, token=token, revision=revision)
+            typer.echo(commit.commit_url)
+
+
 @data_app.command("list")
 def data_list(data_dir: DataDir = None) -> None:
     """The image sets of the papers, and which of them are in the data folder."""
@@ -594,8 +632,7 @@ def _score(text: str) -> float | str:
 
 def _prediction_line(output_format: OutputFormat, path: Path | str, result: Any, top_k: int) -> str:
     """What `hf-coop predict` writes of an image, given its predictions or what is wrong with it."""
-    from hf_coop.errors import one_line
-    from hf_coop.serving import NO_CLASS, csv_line, json_line
+    from hf_coop_onnx import NO_CLASS, csv_line, json_line, one_line
 
     if output_format == OutputFormat.JSON:
         return json_line(path, result)

@@ -67,7 +67,13 @@ def wheel(tmp_path_factory) -> list[str]:
 
 
 def test_the_wheel_holds_all_that_is_needed(wheel):
-    needed = ["hf_coop_cli.py", "hf_coop/__init__.py", "hf_coop/py.typed", "hf_coop/model_card_template.md"]
+    needed = [
+        "hf_coop_cli.py",
+        "hf_coop_onnx.py",
+        "hf_coop/__init__.py",
+        "hf_coop/py.typed",
+        "hf_coop/model_card_template.md",
+    ]
     needed += ["hf_coop/data/benchmarks.json"]
     demo = ROOT / "src" / "hf_coop" / "demo" / "clip"
     needed += [f"hf_coop/demo/clip/{path.name}" for path in demo.iterdir()]
@@ -78,5 +84,9 @@ def test_the_wheel_holds_all_that_is_needed(wheel):
 
 def test_the_wheel_holds_nothing_else(wheel):
     top = {name.split("/")[0] for name in wheel}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"hf_coop", "hf_coop_cli.py"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "hf_coop",
+        "hf_coop_cli.py",
+        "hf_coop_onnx.py",
+    }
     assert not any(name.endswith(".pyc") for name in wheel)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib import request
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..version import __version__
 from .image_files import open_image_file
 from .rgb import array_to_rgb, to_rgb
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -75,7 +78,7 @@ def convert_image(image: Any, convert: Callable[[Image.Image], T]) -> T:
     if isinstance(image, Image.Image):
         with naming_image(f"{getattr(image, 'filename', '') or image!r:.200}"):
             return convert(_unshared(image))
-    if isinstance(image, torch.Tensor):
+    if _is_tensor(image):
         return convert(_from_tensor(image))
     if hasattr(image, "__array__"):
         return convert(array_to_rgb(np.asarray(image)))
@@ -83,6 +86,11 @@ def convert_image(image: Any, convert: Callable[[Image.Image], T]) -> T:
         f"not an image: {image!r:.80} of type {type(image).__name__}; give a PIL image, path, URL, file, "
         "bytes, array or tensor"
     )
+
+
+def _is_tensor(image: Any) -> bool:
+    torch = sys.modules.get("torch")  # ONNX models are run without it
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def is_url(image: Any) -> bool:

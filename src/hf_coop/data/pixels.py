@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from PIL import Image
 
 from .images import convert_image
 from .rgb import rgb_strips, to_rgb, upright_size
+
+if TYPE_CHECKING:
+    import torch
 
 CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
 MAX_RATIO = 40_000  # of the sides: JPEG files have at most 65,535 pixels a side
@@ -47,6 +49,8 @@ def fit_image(processor: Any, image: Image.Image) -> Image.Image | torch.Tensor:
 
 def stack_pixels(processor: Any, fitted: Sequence[Image.Image | torch.Tensor]) -> torch.Tensor:
     """What the tower takes, `(B, 3, H, W)`, of images from [`fit_image`]: with the processor's scale and mean."""
+    import torch  # ONNX models are run without it
+
     if isinstance(fitted[0], torch.Tensor):
         return torch.stack(list(fitted))
     return crops_to_pixels(processor, fitted)

@@ -5,7 +5,7 @@ from .base_model import check_device, load_clip, load_image_processor
 from .description import describe_adapter
 from .mixin import HubMixin
 from .model_card import METRICS, CardDetails
-from .publishing import check_push, push_folder
+from .publishing import check_push, push_file, push_folder
 
 __all__ = [
     "METRICS",
@@ -17,6 +17,7 @@ __all__ = [
     "fetch_adapter",
     "load_clip",
     "load_image_processor",
+    "push_file",
     "push_folder",
     "read_adapter_config",
 ]

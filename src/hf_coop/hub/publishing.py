@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -60,7 +61,7 @@ def push_folder(
             stacklevel=2,
         )
     api = HfApi(token=token)
-    try:
+    with _naming_repository(repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/pr/"):
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
@@ -72,6 +73,32 @@ def push_folder(
             revision=revision,
             create_pr=create_pr,
         )
+
+
+def push_file(
+    path: str | os.PathLike[str], repo_id: str, *, token: str | bool | None = None, revision: str | None = None
+) -> CommitInfo:
+    """Push one file, such as an exported model, to the top of a repository that is there.
+
+    Args:
+        path: of the file.
+        repo_id (`str`): `user/name`.
+        token, revision: as in [`push_folder`].
+
+    Raises:
+        OSError: the upload failed; nothing of it is on the Hub.
+    """
+    addition = CommitOperationAdd(os.path.basename(path), os.fspath(path))
+    with _naming_repository(repo_id):
+        return HfApi(token=token).create_commit(
+            repo_id, [addition], commit_message=f"Upload {addition.path_in_repo} with hf-coop", revision=revision
+        )
+
+
+@contextmanager
+def _naming_repository(repo_id: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the client raises errors of many kinds
         raise OSError(
             f"cannot push to {repo_id!r}: {root_message(error)}. Nothing was committed, and local files are as they "

@@ -15,6 +15,7 @@ from ..data.pixels import fit_image
 
 if TYPE_CHECKING:
     from ..modeling import HFCoOp
+    from .onnx_classifier import OnnxClassifier
 
 Result = list[dict[str, Any]] | ValueError  # what `HFCoOp.predict` gives for one image, or why it cannot
 
@@ -50,12 +51,12 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Path | str]:
 
 
 def classify_files(
-    model: HFCoOp, paths: Sequence[Path | str], top_k: int = 5, batch_size: int = 64, **options: Any
+    model: HFCoOp | OnnxClassifier, paths: Sequence[Path | str], top_k: int = 5, batch_size: int = 64, **options: Any
 ) -> Iterator[tuple[Path | str, Result]]:
     """Each file with its predictions (as `HFCoOp.predict` gives them), or with the error where it cannot be read.
 
     Args:
-        model ([`HFCoOp`]), top_k (`int`), batch_size (`int`): as in `HFCoOp.predict`.
+        model ([`HFCoOp`] or [`OnnxClassifier`]), top_k (`int`), batch_size (`int`): as in `HFCoOp.predict`.
         paths (`Sequence[Path | str]`): image files and URLs.
         options: further ones of `HFCoOp.predict`, such as `min_score`.
 
