@@ -1,8 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-coop"]
+# ///
 """Learn a prompt for CLIP from a few labelled images.
 
     accelerate launch examples/train.py --train_dir flowers/train --test_dir flowers/test --num_shots 16 \
         --output_dir coop-flowers
 
+`uv run` installs what it needs, and `hf jobs uv run examples/train.py …` runs it on Hugging Face's machines.
 Offline, on the embedded model and images: --model_name_or_path demo --dataset_name demo
 """
 

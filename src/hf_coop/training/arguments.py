@@ -71,7 +71,7 @@ class CoOpTrainingArguments:
             `eval_dataset`. Needs `eval_strategy="epoch"`.
         resume_from_checkpoint (`str`, *optional*): a checkpoint folder, or "True" for the newest in `output_dir`, from
             the beginning if there is none.
-        report_to (`list[str]`): trackers of Accelerate: "tensorboard", "wandb", …; "none".
+        report_to (`list[str]`): trackers of Accelerate: "trackio", "tensorboard", "wandb", …; "none".
         disable_tqdm (`bool`): plain lines instead of the live progress bar.
         push_to_hub (`bool`), hub_model_id, hub_token (`str`, *optional*), hub_private_repo (`bool`): what
             `trainer.push_to_hub()` does; the name of the repository is that of `output_dir` unless given.
@@ -170,7 +170,7 @@ class CoOpTrainingArguments:
         default=None, metadata={"help": "A checkpoint folder, or True for the newest in output_dir."}
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: tensorboard, wandb, …; none."}
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: trackio, tensorboard, wandb, …; none."}
     )
     disable_tqdm: bool = field(default=False, metadata={"help": "Plain lines instead of the progress bar."})
     push_to_hub: bool = field(default=False, metadata={"help": "Push the trained prompt to the Hub."})
