@@ -579,6 +579,35 @@ def export(
             typer.echo(commit.commit_url)
 
 
+@app.command(name="app")
+def web_app(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="REPO_OR_FOLDER…", help="Adapters for one CLIP, on the Hub or in folders.")
+    ],
+    examples_dir: Annotated[Path | None, typer.Option("--examples_dir", help="Folder of images to pick from.")] = None,
+    space: Annotated[
+        Path | None, typer.Option("--export_space", help="Write a Hugging Face Space into this folder instead.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: the first from 7860 that is free.")] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Be a server of the Model Context Protocol too.")] = False,
+    base_model: BaseModel = None,
+    token: Token = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cpu.")] = None,
+) -> None:
+    """Start a web app: learned prompts beside hand-written ones, and learning from one's own images."""
+    with _errors_as_messages():
+        from hf_coop.serving.app import launch_app
+        from hf_coop.serving.space import export_space
+
+        images: dict[str, Any] = {"examples_dir": examples_dir, "token": token}
+        if space is not None:
+            export_space(space, adapters, base_model, **images)
+            typer.echo(f"a Space in {space}: hf upload user/name {space} . --repo-type space")
+        else:
+            launch_app(adapters, base_model, **images, device=device, host=host, port=port, mcp=mcp)
+
+
 @data_app.command("list")
 def data_list(data_dir: DataDir = None) -> None:
     """The image sets of the papers, and which of them are in the data folder."""

@@ -360,24 +360,11 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
             TypeError, ValueError: bad names, a name too long, or a class-specific context, which belongs to the
                 classes it was learned for. The model is then as it was.
         """
-        old = self.prompt_config
-        fields = {
-            **old.to_dict(),
-            "classnames": check_classnames(classnames),
-            "token_ids": None,
-            "name_lengths": None,
-        }
-        new = type(old)(**fields)
-        if old.class_specific_context:
-            raise ValueError(
-                "class_specific_context=True: each context was learned for its own class, so class names cannot be "
-                "changed; train a generic context to use it on other classes"
-            )
-        new.tokenize(self.tokenizer)
-        layout = new.layout()
-        layout.check_fits(self.clip.config.text_config.max_position_embeddings, new.classnames)
+        old, learner = self.prompt_config, self.prompt_layer.active_learner
+        renamed = learner.with_classnames(classnames, self)
+        new = renamed.config
         old.classnames, old.token_ids, old.name_lengths = new.classnames, new.token_ids, new.name_lengths
-        self.prompt_layer.active_learner.layout = layout
+        learner.layout = renamed.layout
         self.card_details = CardDetails(training=self.card_details.training, license=self.card_details.license)
         self._update_labels()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from ..encoding import PromptLayout, encode_prompts
+from ..encoding import PromptLayout, check_classnames, encode_prompts
 from ..encoding.frozen_layers import tensor_versions
 from .config import PromptConfig
 
@@ -111,6 +112,31 @@ class PromptLearner(nn.Module):
         """Pooled features of the class prompts, or of a part of them (`PromptLayout.select`), in label order."""
         vectors = self.ctx.flatten(0, -2)  # (C, dim)
         return encode_prompts(text_model, layout or self.layout, vectors[None])[0]
+
+    def with_classnames(self, classnames: Sequence[str], model: Any) -> PromptLearner:
+        """The same context, in the same tensors, in front of other class names.
+
+        Args:
+            classnames (`Sequence[str]`): the other names.
+            model ([`HFCoOp`]): gives the tokenizer and the room for tokens.
+
+        Raises:
+            TypeError, ValueError: bad names, a name too long, or a class-specific context, which belongs to the
+                classes it was learned for.
+        """
+        names = check_classnames(classnames)
+        changed = {"classnames": names, "token_ids": None, "name_lengths": None}
+        config = type(self.config)(**{**self.config.to_dict(), **changed})
+        if config.class_specific_context:
+            raise ValueError(
+                "class_specific_context=True: each context was learned for its own class, so class names cannot be "
+                "changed; train a generic context to use it on other classes"
+            )
+        config.tokenize(model.tokenizer)
+        renamed = copy.copy(self)
+        renamed.config, renamed.layout, renamed._cache = config, config.layout(), None
+        renamed.layout.check_fits(model.clip.config.text_config.max_position_embeddings, names)
+        return renamed
 
     def losses(
         self,
