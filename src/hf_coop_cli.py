@@ -579,7 +579,7 @@ def export(
             typer.echo(commit.commit_url)
 
 
-@app.command(name="app")
+@app.command(name="app", rich_help_panel=USE)
 def web_app(
     adapters: Annotated[
         list[str], typer.Argument(metavar="REPO_OR_FOLDER…", help="Adapters for one CLIP, on the Hub or in folders.")

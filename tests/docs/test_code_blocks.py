@@ -25,7 +25,7 @@ from hf_coop_cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN_ELSEWHERE = {"adding-a-method.md", "how-clip-reads-a-class-name.md"}  # test_guides.py runs their Python
+RUN_ELSEWHERE = {"adding-a-method.md", "how-clip-reads-a-class-name.md", "serving.md"}  # their Python, by other tests
 LANGUAGES = {"bash", "python", "text", ""}
 
 
@@ -125,6 +125,8 @@ PROGRAMS = {
     "accelerate": accelerate,
     "make": make,
     "pip": nothing_to_parse,
+    "export": nothing_to_parse,
+    "curl": nothing_to_parse,
 }
 
 

@@ -65,13 +65,13 @@ def test_the_package_is_an_extension_of_hf(tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(GITHUB)
     (tmp_path / "uv").write_text(UV)
     (tmp_path / "uv").chmod(stat.S_IRWXU)
-    client = Path(sysconfig.get_path("scripts"), "hf")
+    client = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "NO_COLOR": "1"}
     environment |= {"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def hf(*arguments: str) -> str:
-        done = subprocess.run([client, *arguments], capture_output=True, text=True, env=environment, timeout=200)
+        done = subprocess.run([*client, *arguments], capture_output=True, text=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -48,7 +48,14 @@ def keep(page: Any, name: str) -> None:
 
 
 def drop(page: Any, *files: Path) -> None:
-    page.locator("#images input[type=file]").set_input_files([str(file) for file in files])
+    upload(page, "#images", *files)
+
+
+def upload(page: Any, place: str, *files: Path) -> None:
+    page.locator(place).wait_for()
+    page.wait_for_timeout(500)  # until the page listens to its input
+    with page.expect_response(lambda response: "/upload" in response.url):
+        page.locator(f"{place} input[type=file]").set_input_files([str(file) for file in files])
 
 
 def test_classify_pick_and_change_names(browser, url, folder):  # noqa: F811
@@ -85,7 +92,7 @@ def test_two_browsers_and_learning(browser, url, folder):  # noqa: F811
     phone = page_of(browser, url, viewport={"width": 390, "height": 800}, color_scheme="dark")
     other = page_of(browser, url)
     phone.get_by_role("tab", name="Learn").click()
-    phone.locator("#archive input[type=file]").set_input_files(str(folder / "digits.zip"))
+    upload(phone, "#archive", folder / "digits.zip")
     phone.get_by_text("digits.zip").first.wait_for()
     phone.locator("#learn").click()
     phone.locator("#status", has_text="Iteration").wait_for()

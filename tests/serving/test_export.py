@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +155,24 @@ finally:
     assert [rows[f"{number}.png"]["predictions"] for number in range(3)] == expected
 
 
+def run_guide(block: int, folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The variables of a code block of docs/serving.md, run in `folder` with these files in it."""
+    for name, file in files.items():
+        shutil.copy(file, folder / name)
+    monkeypatch.chdir(folder)
+    guide = Path(__file__).parents[2] / "docs" / "serving.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    variables: dict[str, Any] = {}
+    exec(blocks[block - 1], variables)
+    return variables
+
+
+def test_the_guides_code(exported, digits, tmp_path, monkeypatch, capsys):
+    digits[0].save(tmp_path / "digit.jpg")
+    run_guide(1, tmp_path, {"flowers.onnx": exported, "photo.jpg": tmp_path / "digit.jpg"}, monkeypatch)
+    assert capsys.readouterr().out.startswith("[[{'label': ")
+
+
 def test_int8_is_small_and_names_the_same_classes(model, exported, digits, tmp_path):
     path = export_model(model, tmp_path / "model.onnx", int8=True)
     assert path.stat().st_size < exported.stat().st_size / 2
@@ -163,12 +184,13 @@ def test_int8_is_small_and_names_the_same_classes(model, exported, digits, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_program(model, adapter, digits, tmp_path):
+def test_a_program(model, adapter, digits, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["export", str(adapter), str(tmp_path / "model.pt2")])
     assert done.exit_code == 0, done.output
     extra_files = {"classnames": "", "preprocessing": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra_files).module()
     assert json.loads(extra_files["classnames"]) == NAMES
+    program = run_guide(2, tmp_path, {"flowers.pt2": tmp_path / "model.pt2"}, monkeypatch)["program"]
     pixels = model.image_processor(digits[:5], return_tensors="pt").pixel_values
     with torch.no_grad():
         torch.testing.assert_close(program(pixels), model(pixel_values=pixels).logits, atol=1e-4, rtol=0)
