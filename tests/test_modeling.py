@@ -90,9 +90,7 @@ class TestFromClip:
             HFCoOp.from_clip(**{"model": "/no/such/folder", "classnames": CLASSNAMES} | arguments)
 
     def test_no_such_folder(self):
-        with pytest.raises(
-            OSError, match="cannot load the model '/no/such/folder': a folder that is not on"
-        ):
+        with pytest.raises(OSError, match="cannot load the model '/no/such/folder': a folder that is not on"):
             HFCoOp.from_clip("/no/such/folder", CLASSNAMES)
 
     def test_a_folder_of_another_kind_of_model(self, tmp_path):

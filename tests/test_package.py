@@ -68,7 +68,7 @@ def wheel(tmp_path_factory) -> list[str]:
 
 def test_the_wheel_holds_all_that_is_needed(wheel):
     needed = [
-        "hf_coop_cli.py",
+        "hf_coop_cli/__main__.py",
         "hf_coop_onnx.py",
         "hf_coop/__init__.py",
         "hf_coop/py.typed",
@@ -86,7 +86,7 @@ def test_the_wheel_holds_nothing_else(wheel):
     top = {name.split("/")[0] for name in wheel}
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "hf_coop",
-        "hf_coop_cli.py",
+        "hf_coop_cli",
         "hf_coop_onnx.py",
     }
     assert not any(name.endswith(".pyc") for name in wheel)

@@ -82,8 +82,8 @@ def test_the_package_is_an_extension_of_hf(tmp_path):
     assert "base-to-new" in hf("coop", "--help")
     assert "oxford_flowers" in hf("coop", "data", "list", "--data_dir", str(tmp_path))
     place = tmp_path / ".local" / "share" / "hf" / "extensions" / "hf-coop" / "venv"
-    (installed,) = place.glob("lib/python*/site-packages/hf_coop_cli.py")
-    assert installed.read_bytes() == (ROOT / "src" / "hf_coop_cli.py").read_bytes()
+    (installed,) = place.glob("lib/python*/site-packages/hf_coop_cli/learn.py")
+    assert installed.read_bytes() == (ROOT / "src" / "hf_coop_cli" / "learn.py").read_bytes()
 
 
 def test_the_skill_is_what_hf_skills_add_takes(tmp_path):

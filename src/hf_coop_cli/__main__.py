@@ -1,0 +1,5 @@
+"""`python -m hf_coop_cli`."""
+
+from . import app
+
+app()
