@@ -93,7 +93,7 @@ def test_two_browsers_and_learning(browser, url, folder):  # noqa: F811
     other = page_of(browser, url)
     phone.get_by_role("tab", name="Learn").click()
     upload(phone, "#archive", folder / "digits.zip")
-    phone.get_by_text("digits.zip").first.wait_for()
+    phone.locator("#archive", has_text=" KB").wait_for()
     phone.locator("#learn").click()
     phone.locator("#status", has_text="Iteration").wait_for()
     drop(other, folder / "examples" / "3.png")
