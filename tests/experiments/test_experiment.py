@@ -127,8 +127,8 @@ class TestAFinishedExperiment:
     def test_prompts_are_pushed_as_one_repository(self, finished, tmp_path):
         """In one commit, with a sub-folder and a card for each, whose example loads it from there."""
         script = (
-            "import sys; from hf_coop_cli import app; from hf_coop import HFCoOp\n"
-            "app(['push', sys.argv[1], 'tester/sweep'], standalone_mode=False)\n"
+            "import sys; from hf_coop.hub import push_folder; from hf_coop import HFCoOp\n"
+            "push_folder(sys.argv[1], 'tester/sweep')\n"
             "model = HFCoOp.from_pretrained('tester/sweep', subfolder='colours/kgcoop_csc-1shots-seed2')\n"
             "print(model.prompt_config.label)"
         )

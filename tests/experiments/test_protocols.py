@@ -137,14 +137,29 @@ def test_options_that_are_passed_on():
         (["--seed", "1"], "--seeds names those of the runs"),
         (["--method=coop"], "--methods names"),
         (["--push_to_hub"], "hf-coop push"),
-        (["--num_shot", "4"], "no option --num_shot"),
-        (["--recipe", "slow"], "recipe must be one of"),
-        (["demo"], "not understood: demo"),
+        (["--eval_strategy", "epoch"], "trained to their end"),
     ],
 )
 def test_options_that_are_not_here(options, message):
     with pytest.raises(ValueError, match=message):
         parse_options(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kgcoop_wait", "4"], "unknown option '--kgcoop_wait': did you mean --kgcoop_weight?"),
+        (["--recipe", "slow"], "invalid choice: 'slow'"),
+        (["demo"], "unknown option 'demo'"),
+    ],
+)
+def test_options_that_are_wrong(options, message, capsys):
+    """On one line, as everywhere in the command."""
+    with pytest.raises(SystemExit):
+        parse_options(options)
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
 
 
 def test_published_numbers_agree_with_themselves():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from ..training import CoOpTrainingArguments
+from ..training.options import OptionParser
 from ..tuners import make_prompt_arguments, prompt_options
 
 #: Options of training that have another name here, or no meaning.
@@ -24,7 +23,11 @@ NOT_HERE = {
         ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
         "--save_prompts keeps the prompts, and `hf-coop push` publishes them",
     ),
-    **dict.fromkeys(("eval_strategy", "report_to", "disable_tqdm"), "results are in results.jsonl"),
+    **dict.fromkeys(
+        ("eval_strategy", "load_best_model_at_end", "early_stopping_patience"),
+        "runs are trained to their end and measured there, as in the papers",
+    ),
+    **dict.fromkeys(("report_to", "disable_tqdm"), "results are in results.jsonl"),
 }
 
 
@@ -50,21 +53,14 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
         options: what the command does not know itself: `["--recipe", "paper", "--template=a photo of a {}."]`.
 
     Raises:
-        ValueError: there is no such option here, or a value is out of its range.
+        SystemExit: there is no such option, or its value is wrong, told on one line.
+        ValueError: it has another name here, or no meaning.
     """
-    kinds = (ImageArguments, make_prompt_arguments(), CoOpTrainingArguments)
-    known = {field.name for kind in kinds for field in fields(kind)}
-    for option in options:
-        name = option.removeprefix("--").partition("=")[0]
-        if option.startswith("--") and name in NOT_HERE:
+    for name in (option.removeprefix("--").partition("=")[0] for option in options if option.startswith("--")):
+        if name in NOT_HERE:
             raise ValueError(f"hf-coop experiment has no --{name}: {NOT_HERE[name]}")
-        if option.startswith("--") and name not in known:
-            raise ValueError(f"no option --{name}; `hf-coop experiment --help` and `hf-coop train --help` list them")
-    images, prompt, training, rest = HfArgumentParser(kinds, allow_abbrev=False).parse_args_into_dataclasses(
-        list(options), return_remaining_strings=True
-    )
-    if rest:
-        raise ValueError(f"not understood: {' '.join(rest)}")
+    kinds = (ImageArguments, make_prompt_arguments(), CoOpTrainingArguments)
+    images, prompt, training = OptionParser(kinds, without=NOT_HERE, prog="hf-coop train").parse(options)
     defaults = vars(CoOpTrainingArguments())
     return {
         "images": {name: value for name, value in vars(images).items() if value},
