@@ -194,7 +194,7 @@ def test_convert_refuses_a_wrong_order(tmp_path):
     names.write_text("\n".join(reversed(PUBLISHED_CLASSNAMES)) + "\n")
     done = run_here("convert", COOP, tmp_path / "out", "--model_name_or_path", PARITY, "--classnames_file", names)
     assert done.exit_code == 1
-    assert f"error: class 0 is not {PUBLISHED_CLASSNAMES[-1]!r} in the checkpoint" in done.output
+    assert f"class 0 is not {PUBLISHED_CLASSNAMES[-1]!r} in the checkpoint" in done.output
     assert not (tmp_path / "out").exists()
 
 
