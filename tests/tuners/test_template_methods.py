@@ -38,9 +38,9 @@ from hf_coop_cli import app
 
 ROOT = Path(__file__).parents[2]
 # Logits near zero-shot CLIP's leave a small gradient, 0.02 here, which ProGrad divides by its norm: rounding in fp32
-# counts for more. What was recorded is itself up to 1e-5 from what double precision gives.
-PROGRAD_ROUNDING = 2e-5
-KL_ROUNDING = 3e-5
+# counts for more. Any order of the same operations moves it by 0.5 to 3e-5; what was recorded is 1e-5 from what double
+# precision gives.
+PROGRAD_ROUNDING = 4e-5
 OWN = {"kgcoop": {"kgcoop_weight": 8.0}, "prograd": {"prograd_lambda": 1.0, "prograd_temperature": 1.0}}
 DEMO = ("--model_name_or_path", "demo", "--dataset_name", "demo", "--num_shots", "1")
 methods = pytest.mark.parametrize("method", METHODS)
@@ -90,7 +90,7 @@ class TestParity:
         _, losses = model.logits_and_losses(**inputs)
         for loss, name in zip(losses, ("ce", "kl"), strict=True):
             (gradient,) = torch.autograd.grad(loss, [learner(model).ctx], retain_graph=True)
-            assert relative_error(gradient, tensors[f"{name}_grad"]) < (1e-5 if name == "ce" else KL_ROUNDING)
+            assert relative_error(gradient, tensors[f"{name}_grad"]) < (1e-5 if name == "ce" else PROGRAD_ROUNDING)
         assert relative_error(losses[1], tensors["kl"]) < 1e-5
         output = model(**inputs)
         output.loss.backward()
