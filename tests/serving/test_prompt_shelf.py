@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import PARITY
 from PIL import Image
+from typer.testing import CliRunner
 
 from hf_coop import HFCoOp
 from hf_coop.demo import CLASSNAMES, DEMO_CLIP, load_digits_dataset
 from hf_coop.serving.prompt_shelf import PromptShelf
+from hf_coop_cli import app
 
 TEMPLATE = "a handwritten digit {}."
 
@@ -147,3 +150,9 @@ def test_images_that_cannot_be_learned_from(shelf, digits):
     blank = digits["train"].select(range(20)).cast_column("label", ClassLabel(names=[" ", *CLASSNAMES[1:]]))
     with pytest.raises(ValueError, match="class name 0 is blank"):
         next(shelf.learn(blank))
+
+
+@pytest.mark.skipif(find_spec("gradio") is not None, reason="Gradio is installed here")
+def test_the_app_says_what_it_needs():
+    done = CliRunner().invoke(app, ["app", "digits"])
+    assert (done.exit_code, done.output) == (1, "error: the app needs Gradio: pip install 'hf-coop[app]'\n")
