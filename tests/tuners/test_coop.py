@@ -377,7 +377,7 @@ class TestFiles:
             (lambda t: t | {"base_model.model.logit_scale": torch.ones(())}, "unknown tensors.*logit_scale"),
             (lambda t: {name: x[:3].clone() for name, x in t.items()}, r"shape \(3, 64\).*make it \(4, 64\)"),
             (lambda t: {name: x * float("nan") for name, x in t.items()}, "not finite"),
-            (lambda t: {name: x.to(torch.int32) for name, x in t.items()}, "not finite"),
+            (lambda t: {name: x.to(torch.int32) for name, x in t.items()}, "is of int32: adapters hold"),
         ],
         ids=["missing", "unknown", "shape", "nan", "integers"],
     )
@@ -439,7 +439,7 @@ class TestBadConfig:
     def test_too_long(self, clip, n_ctx, name):
         with pytest.raises(ValueError, match=r"takes \d+ positions.*has 77: shorten the name or lower n_ctx") as error:
             adapted(clip, ["cat", name], n_ctx=n_ctx)
-        assert repr(name) in str(error.value)
+        assert repr(name)[:80] in str(error.value)
         assert type(clip.text_model).__name__ == "CLIPTextModel"
 
     def test_not_a_clip(self):

@@ -379,8 +379,9 @@ class TestAdapters:
             model(pixel_values=pixel_values, adapter_names=["default"] * 4)
 
     def test_repr_names_the_learner(self, model):
-        assert "PromptLayer" in repr(model)
-        assert "PromptLearner" in repr(model)
+        modules = repr(model.base_model)
+        assert "PromptLayer" in modules
+        assert "PromptLearner" in modules
 
 
 class TestTraining:
