@@ -17,7 +17,7 @@ CLASSNAMES = ["cat", "Tiger_Cat", "bird of paradise", "boeing 737-800", "pink pr
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--crafted", type=int, default=45, help="How many crafted files tests/hub opens.")
+    parser.addoption("--crafted", type=int, default=36, help="How many crafted files tests/hub opens.")
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Processes that are killed, meet each other, or find the disk full: `python killed.py SCENARIO FOLDER ROUNDS`.
+"""Processes that are killed, meet each other, or find the disk full: `python killed.py FOLDER SCENARIO ROUNDS …`.
 
 Each scenario forks children from this process, which has imported everything, so that a kill costs milliseconds. It
 prints a JSON object of what was seen; the checks of what must never be seen are here.
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -220,9 +221,12 @@ def full(folder: Path, rounds: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    scenario, folder, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)  # threads do not survive a fork
-    if scenario in ("sgd", "lbfgs"):
-        print(json.dumps(train(folder, rounds, scenario)))
-    else:
-        print(json.dumps({"save": save, "both": both, "cache": cache, "full": full}[scenario](folder, rounds)))
+    scenarios = {"save": save, "both": both, "cache": cache, "full": full}
+    scenarios |= {"sgd": partial(train, optim="sgd"), "lbfgs": partial(train, optim="lbfgs")}
+    seen = {}
+    for name, rounds in zip(sys.argv[2::2], map(int, sys.argv[3::2]), strict=True):
+        folder = Path(sys.argv[1], name)
+        folder.mkdir()
+        seen[name] = scenarios[name](folder, rounds)
+    print(json.dumps(seen))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import shutil
@@ -58,7 +57,6 @@ def memory(field: str) -> int:
 
 def outcome(case: Case) -> str:
     """What is wrong with what came of it; nothing where all is well."""
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = memory("VmRSS"), time.monotonic()
     wrong = ""
