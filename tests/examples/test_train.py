@@ -258,7 +258,7 @@ class TestInterruption:
         assert adapter(out) == adapter(whole)
         assert not list(out.glob(".*"))
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_ctrl_c_saves_and_says_how_to_go_on(self, data, tmp_path, whole, number):
         out = tmp_path / "out"
         arguments = command(out, data, "--save_strategy", "epoch")

@@ -110,6 +110,7 @@ def same_rows(folder: Path, scheduler: str, **options) -> None:
     assert all(error is None for _, error, _ in measured(folder / "here").values())
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_rows_of_one_process(scheduler, tmp_path):
     methods = ["zero_shot", "linear_probe", "coop"]
     options = {"benchmark": ["demo"], "methods": methods, "shots": [1], "seeds": [1, 2]}

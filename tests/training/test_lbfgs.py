@@ -328,7 +328,12 @@ if __name__ == '__main__':
 
 @pytest.mark.parametrize(
     ("method", "kind", "counts"),
-    [("coop", "lbfgs", [1, 2, 7]), ("coop", "sgd", [1, 2, 3]), ("cocoop", "sgd", [1, 2]), ("coop", "online", [1, 2])],
+    [
+        ("coop", "lbfgs", [1, 2, 7]),
+        pytest.param("coop", "sgd", [1, 2, 3], marks=pytest.mark.slow),
+        ("cocoop", "sgd", [1, 2]),
+        pytest.param("coop", "online", [1, 2], marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_processes_learns_the_same(tmp_path, method, kind, counts):
     """Also more processes than the five classes, whose shares are then partly empty."""
