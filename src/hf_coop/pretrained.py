@@ -171,8 +171,8 @@ def naming_source(
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         told = isinstance(error, (OSError, ValueError))
-        why = whole_message(error) if told else f"{type(error).__name__}: {short(error)}"
-        raise kind(f"{what} {os.fspath(name)!r:.200}: {why}{hint}") from error
+        why = whole_message(error) if told else f"{type(error).__name__}: {error}"
+        raise kind(f"{what} {os.fspath(name)!r:.120}: {short(why, 150)}{hint}") from error
 
 
 def check_plain_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> None:

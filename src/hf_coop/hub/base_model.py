@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, CLIPConfig, CLIPModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from ..data.pixels import fit_image, stack_pixels
 from ..encoding import base_revision, load_tokenizer, tokenize_classnames
 from ..errors import short, some, whole_message
 from ..pretrained import (
@@ -46,7 +47,7 @@ def load_clip(
     if not path:
         raise ValueError(f"adapter {adapter!r:.80} does not say its base model: pass base_model_name_or_path")
     hint = "; pass the name or folder of a CLIP model" + (" as base_model_name_or_path" if adapter else "")
-    what = f"the base model of adapter {adapter!r:.200}," if adapter else "the model"
+    what = f"the base model of adapter {adapter!r:.120}," if adapter else "the model"
     if os.path.isdir(path):
         path = os.path.abspath(path)  # found again from another working directory
     try:
@@ -189,7 +190,7 @@ def check_image_processor(processor: Any, vision_config: Any) -> None:
         largest = max((size for size in dict(sizes).values() if size is not None), default=0)
         if not largest <= MAX_PIXELS:
             raise ValueError(f"{field} must be at most {MAX_PIXELS} pixels, got {sizes!r:.80}")
-    pixels = processor(images=[Image.new("RGB", (8, 8), "red")], return_tensors="pt").pixel_values
+    pixels = stack_pixels(processor, [fit_image(processor, Image.new("RGB", (8, 8), "red"))])
     size = vision_config.image_size
     expected = (1, vision_config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
     if pixels.shape != expected or not pixels.isfinite().all():
@@ -217,6 +218,7 @@ def check_adapter_config(config: PromptConfig, clip: CLIPModel, **hub: Any) -> A
     for name, stored, ids in zip(config.classnames, config.token_ids or names.token_ids, names.token_ids, strict=True):
         if stored != ids:
             raise ValueError(
-                f"token_ids of class name {name!r:.80} are {stored!s:.80}, but the tokenizer makes it {ids!s:.80}"
+                f"token_ids of class name {name!r:.40} are {stored!s:.50}, but the tokenizer of "
+                f"{tokenizer.name_or_path!r:.120} makes it {ids!s:.50}"
             )
     return tokenizer

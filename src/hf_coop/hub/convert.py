@@ -93,7 +93,8 @@ def read_checkpoint(
     for config_class in config_classes:
         known = {name: value for name, value in options.items() if name in option_fields(config_class)}
         config = config_class(classnames=list(classnames), **known)
-        expected = _tensors_of(config, clip)
+        with naming_file(where):
+            expected = _tensors_of(config, clip)
         if expected.keys() == learned.keys():
             break
     else:

@@ -24,6 +24,7 @@ from ..files import LOCK_FILE, locked_folder, open_to_readers
 from ..hub.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from ..modeling import HFCoOp
 from ..pretrained import check_plain_file, read_json
+from ..tuners.model import check_values
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -279,6 +280,8 @@ def _momenta(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor])
         value = tensors.pop(key)
         if value.ndim and value.shape != shapes.get(number):
             raise ValueError(f"{key:.80} has shape {tuple(value.shape)}")
+        if value.ndim:
+            check_values(key, value)
         momenta.setdefault(int(number), {})[name] = value
     return momenta
 
