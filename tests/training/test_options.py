@@ -154,3 +154,10 @@ class TestConfig:
             "overwrite_output_dir": False,
             "resume_from_checkpoint": None,
         }
+
+
+def test_the_output_folder_may_begin_at_home(monkeypatch):
+    """`--output_dir=~/x` comes as it is written; shells expand `~` at the beginning of a word alone."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    args = parser().parse_args_into_dataclasses(["--output_dir=~/runs"])[2]
+    assert args.output_dir == "/home/somebody/runs"

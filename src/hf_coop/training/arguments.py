@@ -181,6 +181,7 @@ class CoOpTrainingArguments:
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
+        self.output_dir = os.path.expanduser(self.output_dir)
         self.image_views = str(self.image_views)
         for option in fields(self):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
