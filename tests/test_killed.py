@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FEW = {"save": 6, "both": 3, "cache": 3, "full": 6}  # kills, or rounds, of each
-MANY = {"save": 80, "both": 30, "cache": 60, "full": 60, "sgd": 50, "lbfgs": 40}
+MANY = {"save": 100, "both": 30, "cache": 80, "full": 60, "sgd": 50, "lbfgs": 40}
 
 
 def run(folder: Path, scenarios: dict[str, int]) -> dict[str, dict[str, int]]:
