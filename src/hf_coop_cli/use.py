@@ -197,27 +197,15 @@ def explain(
 ) -> None:
     """Show what a prompt learned: figures, images and words beside the hand-written prompt's, on one page."""
     from hf_coop import HFCoOp
-    from hf_coop.data import hand_crafted_template, load_benchmark, load_image_splits
+    from hf_coop.data import hand_crafted_template, load_test_images
     from hf_coop.serving import explain as write_report
     from hf_coop.serving import name_of
 
     with errors_as_messages():
         template = zero_shot_template or hand_crafted_template(benchmark)
-        if benchmark is not None and test_dir is None and dataset_name is None:
-            splits = load_benchmark(benchmark, data_dir).splits  # some have test images alone
-        else:
-            splits = load_image_splits(
-                test_dir,
-                None,
-                dataset_name,
-                benchmark=benchmark,
-                data_dir=data_dir,
-                test_split=test_split,
-                token=token,
-            )
-        if test_dir is None and "test" not in splits:
-            raise ValueError(f"{dataset_name!r} has no test images: name their split by --test_split")
-        images = splits["train" if test_dir is not None else "test"]
+        images = load_test_images(
+            test_dir, dataset_name, benchmark=benchmark, data_dir=data_dir, test_split=test_split, token=token
+        )
         model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
         facts = {"prompt": name_of(adapter), "data set": benchmark or name_of(dataset_name or test_dir)}
         path = write_report(model, images, output_dir, template, facts)

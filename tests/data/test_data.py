@@ -29,8 +29,8 @@ from hf_coop.data import (
     subsample_classes,
 )
 from hf_coop.data.checks import check_labelled_images
+from hf_coop.data.dataset_images import check_images, encoded_images
 from hf_coop.data.few_shot import class_counts
-from hf_coop.data.sources import check_images, encoded_images
 
 
 def colour(shade: int, size: tuple[int, int] = (8, 8)) -> PILImage.Image:

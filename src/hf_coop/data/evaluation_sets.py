@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING
 from ..errors import some
 from .benchmarks import load_benchmark
 from .checks import check_belongs, one_source
-from .few_shot import change_splits
 from .folders import load_image_folder
-from .sources import (
-    TEST_SPLITS,
-    _check_not_empty,
-    _image_and_label,
-    _load_dataset_dict,
-    _name_classes,
-    drop_broken_images,
-)
+from .sources import TEST_SPLITS, check_splits, image_and_label, load_dataset_dict
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,15 +56,9 @@ def load_test_images(
     elif benchmark is not None:
         test = load_benchmark(benchmark, data_dir).splits["test"]
     else:
-        loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)
+        loaded = load_dataset_dict(dataset_name, dataset_config_name, token)
         name = test_split or next((name for name in TEST_SPLITS if name in loaded), "test")
         if name not in loaded:
             raise ValueError(f"the data set has no split {name!r}; it has {some(loaded)}: choose one by test_split")
-        test = _image_and_label(loaded[name], image_column_name or "image", label_column_name or "label")
-    splits = DatasetDict({"test": test})
-    _check_not_empty(splits)
-    splits = _name_classes(splits, classnames_file)
-    if skip_broken_images:
-        splits = change_splits(splits, lambda name, split: drop_broken_images(split, name))
-        _check_not_empty(splits)
-    return splits["test"]
+        test = image_and_label(loaded[name], image_column_name or "image", label_column_name or "label")
+    return check_splits(DatasetDict({"test": test}), classnames_file, skip_broken_images)["test"]

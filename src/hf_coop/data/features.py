@@ -15,11 +15,11 @@ from ..encoding.image_encoder import encode_pixels
 from ..prediction import evaluation_mode
 from ..version import __version__
 from .crops import random_view
+from .dataset_images import check_images, decode_image, encoded_images
 from .feature_cache import feature_cache
 from .folders import file_state
 from .pixels import crops_to_pixels, fit_image, stack_pixels
 from .rgb import to_rgb
-from .sources import check_images, decode_image, encoded_images
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from PIL import Image as PILImage
+from typing import TYPE_CHECKING, Any
 
 from ..demo import DEMO_SETS, load_digits_dataset
 from ..encoding import check_classnames
@@ -17,17 +14,15 @@ from ..errors import some, whole_message
 from .benchmarks import load_benchmark
 from .checks import check_belongs, one_source
 from .classnames import class_label, labels_by_name, read_classnames
+from .dataset_images import drop_broken_images, encoded_images
 from .few_shot import change_splits, class_counts, hold_out_test
 from .folders import load_image_folder, same_files
-from .images import read_image
-from .rgb import to_rgb
 from .webdatasets import load_webdataset, webdataset_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 DEMO = "demo"  # the dataset_name of the embedded digits
 ENCODED_IMAGE_TYPES = ("string", "large_string", "binary", "large_binary")  # paths, or files' contents
@@ -111,17 +106,33 @@ def load_image_splits(
         if "train" not in splits:
             raise ValueError(f"{benchmark} has test images alone: learn on another set, such as imagenet")
     else:
-        loaded = _load_dataset_dict(dataset_name, dataset_config_name, token)
+        loaded = load_dataset_dict(dataset_name, dataset_config_name, token)
         chosen = _choose_splits(loaded, train_split or "train", validation_split, test_split)
         columns = (image_column_name or "image", label_column_name or "label")
-        splits = DatasetDict({name: _image_and_label(split, *columns) for name, split in chosen.items()})
+        splits = DatasetDict({name: image_and_label(split, *columns) for name, split in chosen.items()})
+    splits = check_splits(splits, classnames_file, skip_broken_images)
+    _check_every_class(splits["train"])
+    return splits if test_size is None else hold_out_test(splits, test_size)
+
+
+def check_splits(
+    splits: DatasetDict, classnames_file: str | os.PathLike[str] | None, skip_broken_images: bool
+) -> DatasetDict:
+    """The splits under the same class names, and without broken images where that is asked for; none is empty.
+
+    Args:
+        splits (`DatasetDict`): with columns `image` and `label`.
+        classnames_file, skip_broken_images: as in [`load_image_splits`].
+
+    Raises:
+        ValueError: a split has no images, or labels and names do not fit.
+    """
     _check_not_empty(splits)
     splits = _name_classes(splits, classnames_file)
     if skip_broken_images:
         splits = change_splits(splits, lambda name, split: drop_broken_images(split, name))
         _check_not_empty(splits)
-    _check_every_class(splits["train"])
-    return splits if test_size is None else hold_out_test(splits, test_size)
+    return splits
 
 
 def _check_no_empty_path(**paths: Any) -> None:
@@ -142,9 +153,14 @@ def _warn_of_shared_images(splits: DatasetDict) -> None:
         )
 
 
-def _load_dataset_dict(
+def load_dataset_dict(
     name: str | os.PathLike[str] | Dataset | Mapping[str, Dataset], config_name: str | None, token: str | bool | None
 ) -> Mapping[str, Dataset]:
+    """All splits of a data set, as they are, by its `dataset_name` and `dataset_config_name`.
+
+    Raises:
+        ValueError: there is none, or it cannot be loaded.
+    """
     from datasets import Dataset, load_dataset, load_from_disk
 
     if isinstance(name, Dataset):
@@ -191,7 +207,7 @@ def _choose_splits(
     return {name: loaded[split] for name, split in chosen.items() if split is not None}
 
 
-def _image_and_label(split: Dataset, image_column: str, label_column: str) -> Dataset:
+def image_and_label(split: Dataset, image_column: str, label_column: str) -> Dataset:
     """The two columns that count, by their usual names and types."""
     from datasets import ClassLabel, Image, Value
 
@@ -319,66 +335,3 @@ def _check_not_empty(splits: DatasetDict) -> None:
 def _check_every_class(train: Dataset) -> None:
     if missing := [name for name, count in class_counts(train).items() if count == 0]:
         raise ValueError(f"classes without any training image: {some(missing)}")
-
-
-def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PILImage.Image]:
-    """The images of some rows, in RGB.
-
-    Raises:
-        ValueError: one cannot be read; its path, or its row where it has none, is named.
-    """
-    cells = encoded_images(dataset)[list(rows)]["image"]
-    return [decode_image(cell, row) for cell, row in zip(cells, rows, strict=True)]
-
-
-def encoded_images(dataset: Dataset) -> Dataset:
-    """The column `image` alone, each as `{"bytes", "path"}`, not yet decoded."""
-    from datasets import Image
-
-    return dataset.select_columns("image").cast_column("image", Image(decode=False))
-
-
-def decode_image(cell: Mapping[str, Any] | None, row: int, convert: Callable[[PILImage.Image], T] = to_rgb) -> T:
-    """One of [`encoded_images`], in RGB, or what `convert` makes of it as it was stored.
-
-    Raises:
-        ValueError: it cannot be read; its path, or `row` where it has none, is named.
-    """
-    where = repr(cell["path"]) if cell and cell["path"] else f"image {row}"
-    if cell is None or (cell["bytes"] is None and not cell["path"]):
-        raise ValueError(f"{where} of the data set is missing")
-    return read_image(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]), where, convert)
-
-
-def broken_images(dataset: Dataset, first: int = 0) -> dict[int, str]:
-    """Rows whose image cannot be read, each with the error that names it. Decodes every image once.
-
-    Args:
-        dataset (`datasets.Dataset`): with a column `image`.
-        first (`int`): the number of the first image in the errors.
-    """
-    broken = {}
-    for row, cell in enumerate(encoded_images(dataset)):
-        try:
-            decode_image(cell["image"], first + row)
-        except ValueError as error:
-            broken[row] = str(error)
-    return broken
-
-
-def check_images(dataset: Dataset, first: int = 0) -> None:
-    """Raise `ValueError` where images cannot be read, with the first of them, how many there are, and what to do."""
-    if broken := list(broken_images(dataset, first).values()):
-        more = f"; so it is with {len(broken) - 1} more of {len(dataset)} images" if len(broken) > 1 else ""
-        raise ValueError(
-            f"{broken[0]}{more}. Mend them, or leave them out by skip_broken_images (--skip_broken_images)"
-        )
-
-
-def drop_broken_images(dataset: Dataset, name: str = "data") -> Dataset:
-    """The data set without the images that cannot be read, which are counted in a warning."""
-    broken = broken_images(dataset)
-    if not broken:
-        return dataset
-    logger.warning("%d of %d %s images skipped: %s", len(broken), len(dataset), name, some(broken.values()))
-    return dataset.select([row for row in range(len(dataset)) if row not in broken])

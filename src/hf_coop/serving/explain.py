@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from ..data import classnames_of
+from ..data.dataset_images import read_images
 from ..data.features import encode_images
-from ..data.sources import read_images
 from ..demo import DEMO_CLIP
 from ..encoding import DEFAULT_TEMPLATE, check_templates
 from ..errors import some

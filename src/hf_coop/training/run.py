@@ -11,8 +11,8 @@ import torch
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.checks import check_labelled_images
+from ..data.dataset_images import check_images
 from ..data.features import encode_images
-from ..data.sources import check_images
 from ..evaluation import classification_metrics, none_of_these_threshold
 from ..hub import CardDetails, check_push
 from ..modeling import HFCoOp
