@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..hub.model_card import one_line
+from ..errors import one_line
 from .methods import find_method
 from .protocols import NOT_LEARNED, RUN_COLUMNS, Protocol, context_suffix, find_protocol, shots_name
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..data.images import convert_image, is_one_image, rows_of
 from ..data.pixels import fit_each, fit_image
+from ..errors import one_line
 
 NEEDS_ONNX = "ONNX models need onnxruntime: pip install 'hf-coop[onnx]'"
 MAX_RESIZED_PIXELS = 2**26
@@ -125,7 +126,7 @@ class OnnxClassifier:
                 os.fspath(path), session_options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has errors of its own for each way to fail
-            raise ValueError(f"cannot read {shown} as an ONNX model: {' '.join(str(error).split())}") from error
+            raise ValueError(f"cannot read {shown} as an ONNX model: {one_line(str(error))}") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         try:
             self.classnames: list[str] = json.loads(metadata["classnames"])

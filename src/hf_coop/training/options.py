@@ -16,6 +16,8 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from ..errors import one_line
+
 RUN_CONFIG_FILE = "run.yaml"  # what a run writes beside its results
 # Not in such a file: a secret, and what would make a second run go on from the first or delete it.
 UNWRITTEN = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir")
@@ -175,4 +177,4 @@ def run_script(run: Callable[..., Any], *kinds: type, description: str | None, w
         print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(str(error))}")
