@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from transformers import set_seed
 
 from hf_coop import CoOpTrainingArguments, HFCoOp, data
-from hf_coop.demo import DEMO_CLIP
+from hf_coop.demo import clip_named
 from hf_coop.encoding import check_templates
 from hf_coop.evaluation import accuracies_told, plot_training_curves
 from hf_coop.files import staged_folder
@@ -101,7 +101,7 @@ def train(
     with timed(seconds, "loading"):
         splits = data_args.load(args.seed)
         classnames = data.classnames_of(splits["train"])
-        path = DEMO_CLIP if model_args.model_name_or_path == "demo" else model_args.model_name_or_path
+        path = clip_named(model_args.model_name_or_path)
         model = HFCoOp.from_clip(path, classnames, prompt_args.method, revision=model_args.model_revision, **options)
     described = describe_source(data_args.train_dir, data_args.dataset_name, data_args.benchmark)
     template, folds = data_args.zero_shot_template, data_args.cv_folds

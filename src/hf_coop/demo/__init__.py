@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .shifts import SHIFTS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-__all__ = ["CLASSNAMES", "DEMO_CLIP", "DEMO_SETS", "HAND_WRITTEN_TEMPLATES", "load_digits_dataset"]
+__all__ = ["CLASSNAMES", "DEMO_CLIP", "DEMO_SETS", "HAND_WRITTEN_TEMPLATES", "clip_named", "load_digits_dataset"]
 
 #: Folder of the embedded CLIP; `CLIPModel.from_pretrained(DEMO_CLIP)` loads it. Its model card is `README.md` there.
 DEMO_CLIP = Path(__file__).parent / "clip"
@@ -42,6 +42,11 @@ HAND_WRITTEN_TEMPLATES = (
 
 _TEST_SIZE = 900
 _SPLIT_SEED = 0
+
+
+def clip_named(name: Any) -> Any:
+    """`name`, or the embedded CLIP's folder where it is "demo"."""
+    return DEMO_CLIP if isinstance(name, str) and name == "demo" else name
 
 
 def load_digits_dataset(name: str = "demo") -> DatasetDict:

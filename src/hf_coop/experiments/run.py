@@ -21,7 +21,7 @@ from transformers import set_seed
 from ..data import classnames_of, subsample_classes
 from ..data.features import encode_images
 from ..data.few_shot import few_shot_rows
-from ..demo import DEMO_CLIP
+from ..demo import clip_named
 from ..encoding import distinct_classnames
 from ..errors import whole_message
 from ..evaluation import FewShotFeatures, classification_metrics
@@ -142,8 +142,7 @@ def _tests(run: Run, shared: Shared, splits: DatasetDict) -> list[Test]:
 
 def make_model(shared: Shared, classnames: Sequence[str], method: str = "coop", **options: Any) -> HFCoOp:
     """A fresh prompt on the experiment's CLIP, as [`HFCoOp.from_clip`] makes one."""
-    path = DEMO_CLIP if shared.model == "demo" else shared.model
-    return HFCoOp.from_clip(path, classnames, method, revision=shared.revision, **options)
+    return HFCoOp.from_clip(clip_named(shared.model), classnames, method, revision=shared.revision, **options)
 
 
 def _metrics(logits: torch.Tensor, images: Dataset) -> dict[str, Any]:

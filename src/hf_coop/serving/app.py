@@ -18,10 +18,11 @@ from PIL import Image
 
 from ..data.images import load_image
 from ..encoding import DEFAULT_TEMPLATE
+from ..errors import one_line
 from ..hub import METRICS
 from ..modeling import HFCoOp
-from .classify_files import find_images
 from .prompt_shelf import PromptShelf
+from .space import TITLE, find_examples
 from .uploads import MAX_ARCHIVE_BYTES, read_archive, read_upload
 
 try:
@@ -31,7 +32,6 @@ except ImportError as error:
 
 YOURS = "learned here"
 MAX_IMAGES = 64  # at a time
-MAX_EXAMPLES = 12
 MAX_SHOTS = 16
 TOP_K, THUMBNAIL = 5, 160  # pixels
 KEPT_SECONDS = 3600  # uploads, and prompts that were learned
@@ -78,7 +78,7 @@ def make_app(
     Raises:
         ValueError, OSError: as [`PromptShelf`], or there are no images in `examples_dir`.
     """
-    examples = find_images([examples_dir])[:MAX_EXAMPLES] if examples_dir is not None else []
+    examples = find_examples(examples_dir)
     shelf = PromptShelf(adapters, base_model_name_or_path, token=token, device=device)
     names = list(shelf.models)
     first = shelf.models[names[0]]
@@ -170,10 +170,9 @@ def make_app(
             raise _told(error) from error
         return f"Pushed: {html.escape(commit.commit_url)}"
 
-    title = "Learned prompts for CLIP"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as blocks:
         mine = gr.State(None, time_to_live=KEPT_SECONDS)
-        gr.Markdown(INTRODUCTION.format(title=title))
+        gr.Markdown(INTRODUCTION.format(title=TITLE))
         with gr.Tab("Classify"), gr.Row():
             with gr.Column():
                 prompt = gr.Dropdown(names, value=names[0], label="Learned prompt", elem_id="prompt")
@@ -287,7 +286,7 @@ def launch_app(
 
 def _told(error: Exception) -> gr.Error:
     """An error as the browser shows it: as text."""
-    return gr.Error(html.escape(" ".join(str(error).split())), print_exception=False)
+    return gr.Error(html.escape(one_line(str(error))), print_exception=False)
 
 
 def _top(probabilities: torch.Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:

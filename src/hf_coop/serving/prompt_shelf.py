@@ -7,7 +7,6 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +17,9 @@ from transformers import CLIPModel
 from ..data import classnames_of, few_shot_indices
 from ..encoding import DEFAULT_TEMPLATE, check_classnames, check_templates, template_embeddings
 from ..encoding.image_encoder import encode_pixels
-from ..hub import METRICS, fetch_adapter, load_clip, read_adapter_config
+from ..hub import fetch_adapter, load_clip, read_adapter_config
 from ..modeling import HFCoOp
-from ..training import CoOpTrainer, CoOpTrainingArguments
+from ..training import CoOpTrainer, CoOpTrainingArguments, learn_prompt
 from ..training.recipes import starting_prompt
 from ..tuners import PromptConfig, config_class_of
 
@@ -162,20 +161,9 @@ class PromptShelf:
             options = starting_prompt(args, config_class_of(method), {})
             model = HFCoOp.from_clip(self._bare_clip(), names, method, **options)
             model.image_processor = next(iter(self.models.values())).image_processor
-            trainer = CoOpTrainer(model, args, images.select(drawn), callbacks=[tell])
-            trainer.train()
-            details = replace(
-                model.card_details, shots=num_shots, dataset_name="uploaded", zero_shot_template=DEFAULT_TEMPLATE
-            )
-            if rest:
-                test = images.select(rest)
-                zero_shot, learned = trainer.evaluate_zero_shot(test, DEFAULT_TEMPLATE), trainer.evaluate(test)
-                details = replace(
-                    details,
-                    zero_shot={name: zero_shot[name] for name in METRICS},
-                    learned={name: learned[name] for name in METRICS},
-                )
-            model.card_details = details
+            splits = {"train": images.select(drawn)} | ({"test": images.select(rest)} if rest else {})
+            described: dict[str, Any] = {"dataset_name": "uploaded", "shots": num_shots, "split": None}
+            learn_prompt(model, args, splits, DEFAULT_TEMPLATE, callbacks=[tell], **described)
         return model.eval()
 
 

@@ -63,7 +63,7 @@ def export_space(
     """
     configs = {name: read_adapter_config(fetch_adapter(name, token=token)) for name in adapters}
     base, _ = common_base(configs, base_model_name_or_path)
-    examples = find_images([examples_dir])[:MAX_EXAMPLES] if examples_dir is not None else []
+    examples = find_examples(examples_dir)
     with staged_folder(folder) as staging:
         root = Path(staging)
         named = [_copied_adapter(name, root) for name in adapters]
@@ -91,6 +91,15 @@ def export_space(
             tags=["hf-coop", "clip", "prompt-learning"],
         )
         SpaceCard(README.format(metadata=metadata.to_yaml(), title=TITLE)).save(root / "README.md")
+
+
+def find_examples(folder: str | os.PathLike[str] | None) -> list[Path | str]:
+    """The first images of a folder, for users of the app to pick from; none without a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+    """
+    return find_images([folder])[:MAX_EXAMPLES] if folder is not None else []
 
 
 def _copied_adapter(name: str, root: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import CLIPModel, set_seed
 from ..data import classnames_of, few_shot_splits, hand_crafted_template, load_image_splits
 from ..data.benchmarks import IMAGE_SETS
 from ..data.folders import SPLIT_NAMES
-from ..demo import DEMO_CLIP
+from ..demo import clip_named
 from ..encoding import check_templates
 from ..hub import METRICS
 from ..modeling import HFCoOp
@@ -89,8 +89,7 @@ def fit(
         prompt = starting_prompt(args, config_class_of(method), options)
         set_seed(args.seed)
         splits = few_shot_splits(load_image_splits(**source), num_shots, args.seed)
-        path = DEMO_CLIP if clip == "demo" else clip
-        model = HFCoOp.from_clip(path, classnames_of(splits["train"]), method, **prompt)
+        model = HFCoOp.from_clip(clip_named(clip), classnames_of(splits["train"]), method, **prompt)
         try:
             learn_prompt(model, args, splits, template, **describe_source(**source))
         except KeyboardInterrupt as stop:
@@ -107,6 +106,7 @@ def learn_prompt(
     zero_shot_template: str,
     *,
     cv_folds: int | None = None,
+    callbacks: Sequence[Callable[[CoOpTrainer, dict[str, Any]], None]] = (),
     **described: Any,
 ) -> tuple[CoOpTrainer, dict[str, Any]]:
     """Train a prompt; where there are test images, measure a hand-written one before and the learned one afterwards.
@@ -120,7 +120,8 @@ def learn_prompt(
         zero_shot_template (`str`): the hand-written prompt; also what `args` hold the learned one near, unless they
             name another.
         cv_folds (`int`, *optional*): also measure by [`cross_validate`] over the training images.
-        described: what `model.card_details` says of the images: `dataset_name`, `dataset_id`.
+        callbacks (`Sequence[Callable]`): of the trainer.
+        described: what `model.card_details` says of the images: `dataset_name`, `dataset_id`, ….
 
     Returns:
         The trainer, whose model holds the prompt and its `card_details`; and what was measured: `zero_shot`,
@@ -137,7 +138,7 @@ def learn_prompt(
     if cv_folds is not None:
         with timed(seconds, "cross_validation"):
             scores["cross_validation"] = cross_validate(model, args, splits["train"], cv_folds)
-    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"))
+    trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"), callbacks)
     test = splits.get("test")
     with timed(seconds, "features"):
         trainer.encode_datasets()
@@ -150,11 +151,11 @@ def learn_prompt(
             scores["validation"] = trainer.evaluate()
         if test is not None:
             scores["learned"] = trainer.evaluate(test)
-    details = {"zero_shot_template": zero_shot_template, **described}
+    details: dict[str, Any] = {"zero_shot_template": zero_shot_template}
     if test is not None:
         details["split"] = str(test.split or "test")  # folders and the embedded images do not say
         details |= {name: {m: scores[name][m] for m in METRICS} for name in ("zero_shot", "learned")}
-    model.card_details = replace(model.card_details, **details)
+    model.card_details = replace(model.card_details, **{**details, **described})
     return trainer, {**scores, "seconds": seconds}
 
 
