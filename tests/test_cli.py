@@ -38,11 +38,11 @@ def test_version():
     ("arguments", "message"),
     [
         (["predit"], "No such command 'predit'"),
-        (["predict", "--topk", "3", "a", "b"], "No such option: --topk"),
+        (["predict", "--topk", "3", "a", "b"], r"No such option:? '?--topk"),
         (["predict", "a", "b", "--top_k", "0"], "Invalid value for '--top_k': "),
         (["predict", "a", "b", "--top_k", "many"], "Invalid value for '--top_k': "),
         (["predict", "a", "b", "--output_format", "xml"], "'text', 'json', 'csv'"),
-        (["predict", "a"], "Missing argument 'images'"),
+        (["predict", "a"], r"(?i)Missing argument 'images(\.\.\.)?'"),
         (["data", "fetch"], "No such command 'fetch'"),
     ],
 )
@@ -51,7 +51,7 @@ def test_a_mistake_is_told_on_one_line(arguments, message):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    assert re.search(message, done.stderr)  # Typer's words, which differ by its version
     assert done.stderr.count("\n") == 1
     assert "`hf-coop" in done.stderr
 

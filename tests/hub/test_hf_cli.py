@@ -29,18 +29,22 @@ SKILL = ROOT / "skills" / "train-few-shot-clip"
 # Loaded by the client when it starts. GitHub is this repository, the rest of the client is as it is.
 GITHUB = f"""
 from pathlib import Path
-import httpx2, huggingface_hub
+import huggingface_hub
+try:
+    import httpx2 as httpx
+except ModuleNotFoundError:  # with huggingface_hub 1
+    import httpx
 
 def answer(request):
     path = request.url.path
     if path == "/someone/hf-coop" and request.method == "HEAD":
-        return httpx2.Response(200)
+        return httpx.Response(200)
     if path.endswith("/info/refs"):
-        return httpx2.Response(200, text="{"a" * 40} HEAD\\0")
+        return httpx.Response(200, text="{"a" * 40} HEAD\\0")
     file = Path({str(ROOT)!r}, path.removeprefix("/someone/hf-coop/HEAD/"))
-    return httpx2.Response(200, content=file.read_bytes()) if file.is_file() else httpx2.Response(404)
+    return httpx.Response(200, content=file.read_bytes()) if file.is_file() else httpx.Response(404)
 
-huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(answer)))
 """
 
 # In the place of `uv`: this repository instead of its archive on GitHub, and the libraries that are installed here.
