@@ -99,6 +99,7 @@ class TestParity:
         assert relative_error(output.logits, tensors["logits"]) < 1e-5
         assert relative_error(output.loss, tensors["cross_entropy"]) < 1e-5
         assert relative_error(ctx.grad, tensors["ctx_grad"]) < tolerance
+        torch.testing.assert_close(ctx.grad.float(), tensors["ctx_grad"], rtol=0, atol=1e-5)
         assert relative_error(ctx.grad, tensors["ce_grad"]) > 1e-2
 
     @methods
