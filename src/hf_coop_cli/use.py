@@ -68,7 +68,7 @@ def evaluate(
     """Measure an adapter on labelled test images, beside a hand-written prompt.
 
     The images are those of --test_dir, --dataset_name or --benchmark. Their classes are found by name among the
-    adapter's, of which they may be some, in any order.
+    adapter's, in any spelling and order; images of other classes are left out, with a warning.
     """
     from hf_coop import HFCoOp
     from hf_coop.data import classnames_of, hand_crafted_template, load_test_images, match_classes
@@ -195,7 +195,10 @@ def explain(
     token: Token = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cpu.")] = None,
 ) -> None:
-    """Show what a prompt learned: figures, images and words beside the hand-written prompt's, on one page."""
+    """Show what a prompt learned: figures, images and words beside the hand-written prompt's, on one page.
+
+    Images are matched with the prompt's classes as by `hf-coop evaluate`.
+    """
     from hf_coop import HFCoOp
     from hf_coop.data import hand_crafted_template, load_test_images
     from hf_coop.serving import explain as write_report

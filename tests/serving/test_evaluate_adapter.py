@@ -34,9 +34,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the three classes, in another order and spelling."""
+    """Two of the three classes, in another order and spelling, and one that the prompt does not have."""
     root, rng = tmp_path_factory.mktemp("test"), np.random.default_rng(0)
-    for name, count in (("cat", 5), ("red bus", 3)):
+    for name, count in (("cat", 5), ("dodo", 2), ("red bus", 3)):
         (root / name).mkdir()
         for number in range(count):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -44,14 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_folder(adapter, folder, tmp_path):
+def test_a_folder(adapter, folder, tmp_path, caplog):
     output = tmp_path / "new" / "metrics.json"
     done = run("evaluate", adapter, "--test_dir", folder, "--output", output, "--use_cpu")
     assert done.exit_code == 0, done.output
     found = json.loads(output.read_text())
     assert found["zero_shot_template"] == "a photo of a {}."
     model = HFCoOp.from_pretrained(adapter)
-    truth = {path: path.parent.name.replace("red bus", "red_bus") for path in sorted(folder.rglob("*.png"))}
+    truth = dict.fromkeys(folder.glob("red bus/*.png"), "red_bus") | dict.fromkeys(folder.glob("cat/*.png"), "cat")
     guesses = [row[0]["label"] for row in model.predict(list(truth), top_k=1)]
     right = [guess == name for guess, name in zip(guesses, truth.values(), strict=True)]
     assert found["learned"]["accuracy"] == pytest.approx(np.mean(right))
@@ -59,6 +59,7 @@ def test_a_folder(adapter, folder, tmp_path):
     assert found["zero_shot"]["num_samples"] == found["learned"]["num_samples"] == 8
     assert f"{found['learned']['accuracy']:.2%}" in done.stdout
     assert "8 images of 2 classes; zero-shot: 'a photo of a {}.'" in done.stdout
+    assert "2 of 10 images are left out, of classes that the prompt does not have: dodo." in caplog.text
 
 
 def test_a_data_set_and_its_options(adapter, folder, tmp_path):
@@ -101,7 +102,7 @@ def test_a_prompt_in_front_of_other_names(adapter, tmp_path):
     [
         ([], "say where the images are, got nothing: test_dir"),
         (["--test_dir", "x", "--dataset_name", "demo"], "got test_dir and dataset_name"),
-        (["--dataset_name", "demo"], "the images have 10 classes that the prompt does not have: zero, one"),
+        (["--dataset_name", "demo"], "the images have none of the prompt's classes, but zero, one"),
         (["--dataset_name", "demo", "--data_dir", "x"], "data_dir goes with benchmark"),
         (["--test_dir", "x", "--test_split", "test"], "test_split goes with dataset_name"),
         (["--test_dir", "nowhere"], "no such folder: 'nowhere'"),
@@ -124,22 +125,32 @@ def test_metrics_that_cannot_be_written(adapter, folder, tmp_path):
 
 
 class TestMatching:
+    """By one rule wherever a prompt meets labelled images: `hf-coop evaluate` and `hf-coop explain`."""
+
     def rows(self, labels: list[int], *names: str) -> Dataset:
         features = Features({"image": Value("string"), "label": ClassLabel(names=list(names))})
-        return Dataset.from_dict({"image": ["x"] * len(labels), "label": labels}, features=features)
+        images = [str(number) for number in range(len(labels))]
+        return Dataset.from_dict({"image": images, "label": labels}, features=features)
 
-    def test_by_name_case_and_underscores(self):
+    def test_by_name_case_and_underscores(self, caplog):
         matched = match_classes(self.rows([0, 1, 1], "TIGER", "red bus"), NAMES)
         assert matched["label"][:] == [1, 0, 0]
         assert classnames_of(matched) == NAMES
+        assert not caplog.records
 
     def test_equal_names_in_their_order(self):
         found = match_classes(self.rows([0, 1, 2], "missile", "missile ", "cat"), ["cat", "missile", "missile"])
         assert found["label"][:] == [1, 2, 0]
 
-    def test_classes_without_images_do_not_count(self):
+    def test_classes_without_images_do_not_count(self, caplog):
         assert match_classes(self.rows([1], "unicorn", "cat"), NAMES)["label"][:] == [2]
-        with pytest.raises(
-            ValueError, match="1 classes that the prompt does not have: unicorn; it has red_bus, Tiger"
-        ):
-            match_classes(self.rows([0], "unicorn", "cat"), NAMES)
+        assert not caplog.records
+
+    def test_images_of_other_classes_are_left_out_and_told(self, caplog):
+        matched = match_classes(self.rows([0, 2, 1, 0], "unicorn", "Cat", "dodo"), NAMES)
+        assert (matched["image"][:], matched["label"][:]) == (["2"], [2])
+        assert classnames_of(matched) == NAMES
+        assert "3 of 4 images are left out, of classes that the prompt does not have: unicorn, dodo. " in caplog.text
+        assert "The prompt has red_bus, Tiger, cat. Rename folders, or evaluate with classnames_file" in caplog.text
+        with pytest.raises(ValueError, match=r"the images have none of the prompt's classes, but unicorn, dodo\. The"):
+            match_classes(self.rows([0, 2], "unicorn", "Cat", "dodo"), NAMES)

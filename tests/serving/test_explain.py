@@ -13,11 +13,10 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from hf_coop import HFCoOp
-from hf_coop.data import class_label
 from hf_coop.demo import CLASSNAMES, DEMO_CLIP, load_digits_dataset
 from hf_coop.evaluation import nearest_words
 from hf_coop.serving import explain
-from hf_coop.serving.explain import compare_prompts, match_labels
+from hf_coop.serving.explain import compare_prompts
 from hf_coop_cli import app
 
 
@@ -44,7 +43,7 @@ def test_the_page_of_each_kind_of_prompt(method, options, digits, tmp_path):
 def test_numbers_are_those_of_the_model(digits):
     torch.manual_seed(0)
     model = HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES, n_ctx=2, class_specific_context=True)
-    found = compare_prompts(model, digits, np.asarray(digits["label"][:]), "a photo of a {}.")
+    found = compare_prompts(model, digits, "a photo of a {}.")
     predictions = model.predict(digits, top_k=1)
     assert [CLASSNAMES[k] for k in found.predicted[1]] == [row[0]["label"] for row in predictions]
     np.testing.assert_allclose(found.probabilities[1].max(1), [row[0]["score"] for row in predictions], rtol=1e-3)
@@ -53,18 +52,14 @@ def test_numbers_are_those_of_the_model(digits):
     assert found.words[3] == every[2 * 3 : 2 * 3 + 2]
 
 
-def labelled(names: list[str], labels: list[int]) -> Dataset:
-    rows = Dataset.from_dict({"row": range(len(labels))})
-    return rows.add_column("label", labels, feature=class_label(names))
-
-
-def test_labels_are_matched_by_name():
-    assert match_labels(labelled(["b", "c", "a"], [0, 1, 2, 0]), ["a", "b"])[0] == [0, 2, 3]
-    assert match_labels(labelled(["b", "c", "a"], [0, 1, 2, 0]), ["a", "b"])[1].tolist() == [1, 0, 1]
-    assert match_labels(labelled(["a", "b"], [0, 1]), ["a", "b"])[1].tolist() == [0, 1]
-    assert match_labels(labelled(["m", "m"], [0, 1]), ["m", "m"])[1].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="none of the prompt's classes: the data set has x, the prompt a, b"):
-        match_labels(labelled(["x"], [0]), ["a", "b"])
+def test_labels_are_matched_as_by_evaluate(digits, tmp_path, caplog):
+    model = HFCoOp.from_clip(DEMO_CLIP, [name.upper() for name in CLASSNAMES[:9]], n_ctx=2)
+    page = explain(model, digits, tmp_path).read_text(encoding="utf-8")
+    nines = digits["label"][:].count(9)
+    assert f"{nines} images of other classes than the prompt" in html.unescape(page)
+    assert f"{nines} of 60 images are left out, of classes that the prompt does not have: nine." in caplog.text
+    with pytest.raises(ValueError, match="the images have none of the prompt's classes"):
+        explain(HFCoOp.from_clip(DEMO_CLIP, ["cat"], n_ctx=2), digits, tmp_path)
 
 
 def test_from_the_command(tmp_path):

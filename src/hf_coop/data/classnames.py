@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from ..errors import some
 
 if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset
+
+logger = logging.getLogger(__name__)
 
 
 def class_label(classnames: Sequence[str]) -> ClassLabel:
@@ -100,29 +103,36 @@ def labels_by_name(found: Sequence[str], given: Sequence[str], source: str) -> l
 
 
 def match_classes(dataset: Dataset, classnames: Sequence[str]) -> Dataset:
-    """A data set whose labels count the classes of a prompt, matched by name.
+    """The images whose classes a prompt has, with labels that count the prompt's classes.
 
-    Names match whatever their case, and with underscores for spaces, as they make the same prompt. The data may lack
-    classes of the prompt. Equal names, as "missile" of ImageNet, are matched in their order.
+    Names match whatever their case, and with underscores for spaces, as they make the same prompt. Equal names, as
+    "missile" of ImageNet, are matched in their order. The data may lack classes of the prompt. Images of classes that
+    the prompt does not have are left out, with a warning that names the classes.
 
     Args:
         dataset (`datasets.Dataset`): with a column `label` of type `ClassLabel`.
         classnames (`Sequence[str]`): of the prompt, in label order.
 
     Raises:
-        ValueError: images are of classes that the prompt does not have; they are named.
+        ValueError: no image is of a class that the prompt has.
     """
-    found, known = (
-        class_label([clean_classname(name).lower() for name in names]).names
-        for names in (classnames_of(dataset), classnames)
-    )
-    labels, numbers = dataset["label"][:], {name: number for number, name in enumerate(known)}
     names = classnames_of(dataset)
-    if unknown := [names[label] for label in sorted(set(labels)) if found[label] not in numbers]:
-        raise ValueError(
-            f"the images have {len(unknown)} classes that the prompt does not have: {some(unknown)}; it has "
-            f"{some(classnames)}. Rename folders, give classnames_file (the data's class names in label order), or "
-            "put the prompt in front of the data's names by set_classnames"
+    if names == list(classnames):
+        return dataset
+    found, known = (class_label([clean_classname(name).lower() for name in own]).names for own in (names, classnames))
+    numbers = {name: number for number, name in enumerate(known)}
+    labels = dataset["label"][:]
+    if others := [names[label] for label in sorted(set(labels)) if found[label] not in numbers]:
+        way_on = (
+            f"The prompt has {some(classnames)}. Rename folders, or evaluate with classnames_file (the data's class "
+            "names in label order) or set_classnames (the prompt in front of the data's names)"
         )
-    renumbered = [numbers[found[label]] for label in labels]
-    return dataset.remove_columns("label").add_column("label", renumbered, feature=class_label(classnames))
+        left_out = sum(found[label] not in numbers for label in labels)
+        if left_out == len(labels):
+            raise ValueError(f"the images have none of the prompt's classes, but {some(others)}. {way_on}")
+        told = "%d of %d images are left out, of classes that the prompt does not have: %s. %s"
+        logger.warning(told, left_out, len(labels), some(others), way_on)
+    renumbered = [numbers.get(found[label]) for label in labels]
+    matched = dataset.remove_columns("label").add_column("label", renumbered, feature=class_label(classnames))
+    # Selecting last keeps `datasets` from copying images to put the new labels beside them.
+    return matched.select([row for row, label in enumerate(renumbered) if label is not None]) if others else matched

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data import classnames_of
+from ..data import match_classes
 from ..data.dataset_images import read_images
 from ..data.features import encode_images
 from ..demo import DEMO_CLIP
 from ..encoding import DEFAULT_TEMPLATE, check_templates
-from ..errors import some
 from ..evaluation import nearest_words
 from ..evaluation.report import Explanation, render_report
 from ..files import staged_folder
@@ -41,8 +39,8 @@ def explain(
 
     Args:
         model ([`HFCoOp`]): with the learned prompt.
-        dataset (`datasets.Dataset`): test images with columns `image` and `label`. Those of classes that the prompt
-            does not have are left out, which the page says.
+        dataset (`datasets.Dataset`): test images with columns `image` and `label`, matched by [`match_classes`]. The
+            page says how many are left out because the prompt does not have their classes.
         output_dir: where the page goes.
         template (`str`): the hand-written prompt to compare with.
         facts (`dict[str, str]`, *optional*): what else the page says on top.
@@ -55,12 +53,10 @@ def explain(
         OSError: the page cannot be written.
     """
     check_templates(template)
-    rows, labels = match_labels(dataset, model.classnames)
-    left_out = len(dataset) - len(rows)
-    dataset = dataset.select(rows)
-    explanation = compare_prompts(model, dataset, labels, template)
+    every, dataset = len(dataset), match_classes(dataset, model.classnames)
+    explanation = compare_prompts(model, dataset, template)
     explanation.facts |= facts or {}
-    if left_out:
+    if left_out := every - len(dataset):
         explanation.notes.append(f"{left_out} images of other classes than the prompt's are left out.")
     shown = [*explanation.put(True), *explanation.put(False)]
     images = dict(zip(shown, read_images(dataset, shown), strict=True)) if shown else {}
@@ -70,33 +66,13 @@ def explain(
     return Path(output_dir, REPORT)
 
 
-def match_labels(dataset: Dataset, classnames: Sequence[str]) -> tuple[list[int], np.ndarray]:
-    """The rows whose class the prompt has, and their labels as the prompt counts them.
-
-    Raises:
-        ValueError: there are none.
-    """
-    names = classnames_of(dataset)
-    if names == list(classnames):
-        return list(range(len(dataset))), np.asarray(dataset["label"][:])
-    number = {name: k for k, name in reversed(list(enumerate(classnames)))}  # the first of equal names
-    found = {row: number[names[k]] for row, k in enumerate(dataset["label"][:]) if names[k] in number}
-    if not found:
-        raise ValueError(
-            f"the images have none of the prompt's classes: the data set has {some(names)}, the prompt "
-            f"{some(classnames)}"
-        )
-    return list(found), np.asarray(list(found.values()))
-
-
 @torch.no_grad()
-def compare_prompts(model: HFCoOp, dataset: Dataset, labels: np.ndarray, template: str) -> Explanation:
+def compare_prompts(model: HFCoOp, dataset: Dataset, template: str) -> Explanation:
     """Both prompts on test images.
 
     Args:
         model ([`HFCoOp`]): with the learned prompt.
-        dataset (`datasets.Dataset`): with a column `image`.
-        labels (`np.ndarray` of shape `(N,)`): the images' classes, as the prompt counts them.
+        dataset (`datasets.Dataset`): with columns `image` and `label`, the latter as the prompt counts classes.
         template (`str`): the hand-written prompt.
     """
     config, names = model.prompt_config, model.classnames
@@ -113,10 +89,10 @@ def compare_prompts(model: HFCoOp, dataset: Dataset, labels: np.ndarray, templat
     written, scores = model.template_embeddings(template), model.zero_shot_logits(images, template)
     explanation = Explanation(
         title=f"What a {config.label} prompt learned: {len(names)} {'class' if len(names) == 1 else 'classes'}",
-        facts={"base model": name_of(config.base_model_name_or_path), "test images": str(len(labels))},
+        facts={"base model": name_of(config.base_model_name_or_path), "test images": str(len(dataset))},
         classnames=names,
         template=template,
-        labels=labels,
+        labels=np.asarray(dataset["label"][:]),
         image_embeds=images.cpu().numpy(),
         class_embeds=(written.cpu().numpy(), learned.cpu().numpy()),
         probabilities=tuple(x.float().softmax(-1).cpu().numpy() for x in (scores, logits)),
