@@ -42,11 +42,15 @@ def test_more_shots_than_there_are(tmp_path, capsys, monkeypatch):
     for text in [figure._suptitle, *(text for axes in figure.axes for text in axes.texts)]:
         box = text.get_window_extent(renderer)
         assert figure.bbox.count_contains(box.get_points()) == 2, text
+    for above, below in zip(figure.axes[:20], figure.axes[10:], strict=True):  # labels stand by their own picture
+        for box in (text.get_window_extent(renderer) for text in above.texts[:2]):
+            to_own = above.get_window_extent(renderer).y0 - box.y1
+            assert 0 <= to_own < box.y0 - below.get_window_extent(renderer).y1
 
 
 def test_where_nothing_can_be_written_nothing_is_computed(tmp_path):
     (tmp_path / "taken").write_text("mine")
-    for place in (tmp_path / "taken", tmp_path / "taken" / "below"):
+    for place in (tmp_path / "taken", tmp_path / "taken" / "below", Path("/proc/demo")):  # where root cannot either
         done = CliRunner().invoke(app, ["demo", "--output", str(place)])
         assert done.exit_code == 1
         assert done.output.startswith(f"error: cannot write to '{place}': ")

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_coop.experiments import compare_results, make_tables
@@ -128,6 +129,28 @@ def test_curves(tmp_path):
     drawn = (tmp_path / "first.svg").read_text(encoding="utf-8")
     for text in ("average over 2 sets", "dtd", "eurosat", "shots a class", "test accuracy (%)", "zero-shot", "CoOp"):
         assert re.search(f"<!-- {re.escape(text)} -->", drawn), text
+
+
+def test_base_to_new_is_drawn_so_that_differences_are_seen(tmp_path, monkeypatch):
+    """Marks on a scale that need not begin at 0, and a legend that covers none of them."""
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k))[1])
+    accuracies = {"zero_shot": (0.931, 0.878), "coop": (0.979, 0.875), "cocoop": (0.973, 0.853)}
+    rows = [
+        row(method, {("dtd", "base"): base, ("dtd", "new"): new}, protocol="base-to-new", seed=seed)
+        for method, (base, new) in accuracies.items()
+        for seed in (1, 2, 3)
+    ]
+    plot_tables(make_tables(rows), "Base-to-new", False, [tmp_path / "marks.png"])
+    (figure,) = drawn
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert axes.get_ylim()[0] > 80
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "CoOp", "CoCoOp"]
+    marks = [container.lines[0].get_xydata().tolist() for container in axes.containers]
+    assert [[y for _, y in places] for places in marks][1] == pytest.approx([97.9, 87.5, 92.409], abs=1e-3)
+    assert len({x for places in marks for x, _ in places}) == 9  # none hides another
 
 
 def test_comparing_folders(tmp_path):

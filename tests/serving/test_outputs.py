@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -158,7 +157,6 @@ class TestSorting:
         assert done.exit_code == 1
         assert "error: [Errno 17] File exists: " in done.output
 
-    @pytest.mark.skipif("min_score" not in signature(HFCoOp.predict).parameters, reason="predict has no min_score yet")
     def test_photos_that_no_class_is_good_enough_for(self, adapter, photos, tmp_path):
         options = ["--sort_into", tmp_path / "sorted", "--min_score", "1"]
         done = run("predict", adapter, photos / "a", *options)

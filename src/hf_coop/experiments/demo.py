@@ -130,10 +130,12 @@ def draw_predictions(test: Dataset, before: np.ndarray, after: np.ndarray, templ
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     labels = np.asarray(test["label"][:])
     rows = {"hand-written": (before, -0.16), "learned": (after, -0.38)}  # where they stand, in heights of an image
-    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    layout = ConstrainedLayoutEngine(hspace=0.1)  # so that labels are nearer to their own picture than to the next one
+    figure = Figure(figsize=(13, 6.7), layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(
         f"{(before == labels).mean():.1%} of {len(test)} test images are right by the best hand-written prompt, "
