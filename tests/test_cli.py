@@ -62,11 +62,23 @@ def test_no_command_shows_the_help():
     assert "error" not in done.stdout + done.stderr
 
 
-def test_shells_complete_commands_and_options():
-    def complete(words: str) -> list[str]:
-        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-        return run(_HF_COOP_COMPLETE="complete_bash", **asked).stdout.split()
+def complete(words: str, shell: str = "bash") -> list[str]:
+    """What the shell offers for the last word."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_TYPER_COMPLETE_ARGS": words}
+    return run(_HF_COOP_COMPLETE=f"complete_{shell}", **asked).stdout.split()
 
+
+def test_shells_complete_commands_and_options():
     assert complete("hf-coop pre") == ["predict"]
     assert complete("hf-coop evaluate --test_") == ["--test_dir", "--test_split"]
     assert "complete" in run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
+
+
+def test_shells_complete_the_options_of_train():
+    """They are those of its help (tests/examples/test_train.py), and torch is not imported to know them."""
+    assert complete("hf-coop train --test_") == ["--test_dir", "--test_split", "--test_size"]
+    assert complete("hf-coop train --n_ctx 4 --train_dir flowers --optim") == ["--optim"]
+    assert complete("hf-coop train flow") == []  # files, by the shell itself
+    assert '"--test_size"' in " ".join(complete("hf-coop train --test_si", "zsh"))
+    code = "import sys; from hf_coop_cli import app, train_options; print({'torch', 'hf_coop'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from .train_options import TRAIN_OPTIONS
 
 LEARN, USE, SHARE = "Learn", "Use", "Share"  # the groups of commands in --help
 _UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer bring with them
@@ -47,6 +50,14 @@ class SpacedLists(TyperCommand):
             else:
                 spread += [current, argument] if current else [argument]
         return super().parse_args(ctx, spread)
+
+
+class TrainCommand(TyperCommand):
+    """A command that passes its options on to examples/train.py; shells complete their names."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        names = [name for name in TRAIN_OPTIONS if name.startswith(incomplete)] if incomplete.startswith("-") else []
+        return [SimpleNamespace(value=name, type="plain", help=None) for name in names]  # click's CompletionItem
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .command import LEARN, DataDir, SpacedLists, Token, app, errors_as_messages
+from .command import LEARN, DataDir, SpacedLists, Token, TrainCommand, app, errors_as_messages
 
 OWN, RUNNING, SHOWN = "Your own images instead of a benchmark", "Running", "What is shown"  # groups of options
 
@@ -35,6 +35,7 @@ def demo(
 
 
 @app.command(
+    cls=TrainCommand,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
     rich_help_panel=LEARN,

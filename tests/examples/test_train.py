@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 from hf_coop import HFCoOp
 from hf_coop.data import load_benchmark, load_image_splits
 from hf_coop.training import check_output_dir
+from hf_coop_cli.train_options import TRAIN_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "examples" / "train.py")
@@ -114,6 +116,7 @@ class TestOutput:
         assert "--class_token_position" in help_text
         assert "--peft_type" not in help_text  # PEFT's own fields are no options
         assert "--gradient_accumulation_steps" in help_text
+        assert re.findall(r"^  (?:-h, )?(--\w+)", help_text, re.MULTILINE) == TRAIN_OPTIONS  # which shells complete
 
     def test_demo_and_other_options(self, tmp_path):
         """The embedded model and images, half of the classes, fresh crops, Adam, TensorBoard."""
