@@ -1,8 +1,10 @@
-"""What goes into one line of a message: other libraries' errors, strangers' text, and lists."""
+"""What goes into one line of a message: other libraries' errors, strangers' text, and lists; and checks of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 JOINERS = "\u200c\u200d"  # unprintable, but part of words in some scripts
 MAX_MESSAGE = 300
@@ -36,3 +38,17 @@ def some(values: Iterable[object]) -> str:
     """The first few of a list of values, and how many there are."""
     values = list(values)
     return (", ".join(map(str, values[:10])) or "none") + (f" … ({len(values)})" if len(values) > 10 else "")
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse options, given by their names, that are no whole numbers from 1; NumPy's numbers are taken too.
+
+    Raises:
+        TypeError: one is no whole number.
+        ValueError: one is less than 1.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, got {value!r:.80}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

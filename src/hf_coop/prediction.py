@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import CLIPModel
 from .data.images import convert_image, image_column, is_one_image, rows_of
 from .data.pixels import fit_each, fit_image, stack_pixels
 from .encoding.image_encoder import encode_pixels
+from .errors import check_counts
 from .hub import CardDetails
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ class PredictionMixin(Base):
                 of images, or something is no image or cannot be read; it is named. An iterator raises the latter when
                 it comes to that image.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a whole number, got {value!r:.80}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_counts(top_k=top_k, batch_size=batch_size)
         if adapter_name is not None:
             self.prompt_layer.learner_of(adapter_name)  # there is one
         self._lowest_score(min_score, adapter_name)  # it is one

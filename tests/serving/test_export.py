@@ -94,6 +94,21 @@ def test_predict_is_the_models(model, exported, digits):
     ]
 
 
+def test_options_are_checked_as_the_models(exported, digits):
+    loaded = OnnxClassifier(exported)
+    for option in ("top_k", "batch_size"):
+        for value, error, message in (
+            (0, ValueError, "at least 1, got 0"),
+            (2.0, TypeError, "a whole number, got 2.0"),
+        ):
+            with pytest.raises(error, match=f"{option} must be {message}"):
+                loaded.predict([], **{option: value})
+    numbers = {"top_k": np.int64(2), "batch_size": np.int32(1), "min_score": np.float32(0)}
+    expected = loaded.predict(digits[:3], top_k=2, batch_size=1)
+    assert loaded.predict(digits[:3], **numbers) == expected
+    assert [len(row) for row in expected] == [2] * 3
+
+
 def test_the_file_says_what_it_is(model, exported):
     metadata = {prop.key: prop.value for prop in onnx.load(exported).metadata_props}
     assert json.loads(metadata["classnames"]) == NAMES

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ..data.images import convert_image, is_one_image, rows_of
 from ..data.pixels import fit_each, fit_image
-from ..errors import one_line
+from ..errors import check_counts, one_line
 
 NEEDS_ONNX = "ONNX models need onnxruntime: pip install 'hf-coop[onnx]'"
 MAX_RESIZED_PIXELS = 2**26
@@ -153,12 +154,8 @@ class OnnxClassifier:
         Raises:
             TypeError, ValueError: an option is out of its range, or something is no image; it is named.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a whole number, got {value!r:.80}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if min_score is not None and not (isinstance(min_score, (int, float)) and 0 <= min_score <= 1):
+        check_counts(top_k=top_k, batch_size=batch_size)
+        if min_score is not None and not (isinstance(min_score, Real) and 0 <= min_score <= 1):
             raise ValueError(f"min_score must be from 0 to 1 for an ONNX model, got {min_score!r:.80}")
         if is_one_image(images):
             return self.predict_fitted(
