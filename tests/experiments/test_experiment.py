@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.data import classnames_of, few_shot_splits, load_benchmark, load_image_splits, subsample_classes
 from hf_coop.experiments import Experiment, Run, read_rows, run_experiment
+from hf_coop.files import LOCK_FILE
 from hf_coop.hub import METRICS
 from hf_coop_cli import app
 
@@ -323,8 +324,13 @@ class TestTheFolder:
             run_experiment(make(images, tmp_path))
 
     def test_one_process_at_a_time(self, images, tmp_path):
-        with FileLock(tmp_path / ".lock"), pytest.raises(OSError, match="another process writes results"):
+        with (
+            FileLock(tmp_path / LOCK_FILE),
+            pytest.raises(ValueError, match="is in use: another run writes to it now"),
+        ):
             run_experiment(make(images, tmp_path))
+        run_experiment(make(images, tmp_path, methods=["zero_shot"]))
+        assert not list(tmp_path.glob(".*"))
 
     def test_a_file_in_its_place(self, images, tmp_path):
         (tmp_path / "out").write_text("")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
-from ..files import staged_folder
+from ..files import locked_folder, staged_folder
 from .protocols import RUN_COLUMNS, Run
 
 RESULTS, EXPERIMENT = "results.jsonl", "experiment.json"
@@ -30,8 +29,8 @@ class ResultsFolder:
         rows (`dict[Run, Row]`): what is there.
 
     Raises:
-        OSError: the folder cannot be made, or another process works in it.
-        ValueError: a line is no row of results.
+        OSError: the folder cannot be written to.
+        ValueError: another process works in it, or a line is no row of results.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -41,19 +40,14 @@ class ResultsFolder:
     def __enter__(self) -> Self:
         if self.folder.exists() and not self.folder.is_dir():
             raise OSError(f"cannot write results to {str(self.folder)!r}: it is a file, not a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise OSError(
-                f"another process writes results to {str(self.folder)!r}: wait for it, or choose another folder"
-            ) from None
-        self.rows = {Run.of_row(row): row for row in read_rows(self.folder)}
+        with ExitStack() as held:
+            held.enter_context(locked_folder(self.folder))
+            self.rows = {Run.of_row(row): row for row in read_rows(self.folder)}
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.release()
+        self._held.close()
 
     def check_same(self, described: Mapping[str, Any]) -> None:
         """Write down what the rows are of, or compare it with what is there. More may come, nothing may change.

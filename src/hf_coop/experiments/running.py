@@ -41,7 +41,7 @@ def run_experiment(experiment: Experiment, dry_run: bool = False) -> Path:
         The folder of results.
 
     Raises:
-        ValueError: an image set is missing or damaged, or the folder holds results of another experiment.
+        ValueError: an image set is missing or damaged, or the folder holds results of another experiment or is in use.
         OSError: the folder cannot be written, or the model or the scheduler not be found.
     """
     folder = Path(experiment.output_dir)
