@@ -25,7 +25,7 @@ test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "" --crafted $(CRAFTED)
 
 # The suite at the oldest versions that pyproject.toml allows, and at the newest there are; of torch, whose other builds
-# are gigabytes, both take the one of constraints.txt. `make test-lowest TORCH=2.6.0` checks the oldest torch as well.
+# are gigabytes, both take the one of constraints.txt. `make test-lowest TORCH=2.8.0` checks the oldest torch as well.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 
 test-lowest:

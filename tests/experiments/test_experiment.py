@@ -51,9 +51,13 @@ def make(images: dict[str, str], output: Path, **options) -> Experiment:
 
 
 def measured(folder: Path) -> dict[Run, list]:
-    """What the rows of a folder say, without how long it took; each run once."""
+    """What the rows of a folder say, without how long it took; each run once.
+
+    Without the calibration error, whose last digits hang on where in memory scikit-learn finds its arrays.
+    """
     rows = read_rows(folder)
-    found = {Run.of_row(row): [row["results"], row["error"], row["settings"]] for row in rows}
+    results = [[{k: v for k, v in result.items() if k != "ece"} for result in row["results"]] for row in rows]
+    found = {Run.of_row(row): [kept, row["error"], row["settings"]] for row, kept in zip(rows, results, strict=True)}
     assert len(found) == len(rows)
     return found
 
@@ -291,10 +295,10 @@ def test_training_on_crops(images, tmp_path):
     args = CoOpTrainingArguments(str(tmp_path / "t"), save_strategy="no", image_views="3", **QUICK)
     trainer = CoOpTrainer(model, args, splits["train"])
     trainer.train()
-    ((results, error, _),) = measured(tmp_path / "out").values()
-    assert error is None
+    (row,) = read_rows(tmp_path / "out")
+    assert row["error"] is None
     expected = trainer.evaluate(splits["test"])
-    assert {name: results[0][name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
+    assert {name: row["results"][0][name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
 
 
 def test_more_shots_than_images(images, tmp_path, caplog):

@@ -38,8 +38,8 @@ from hf_coop_cli import app
 
 ROOT = Path(__file__).parents[2]
 # Logits near zero-shot CLIP's leave a small gradient, 0.02 here, which ProGrad divides by its norm: rounding in fp32
-# counts for more, and any order of the same operations moves it by 0.5 to 3e-5. In double precision it is within 1e-5.
-PROGRAD_ROUNDING = 4e-5
+# counts for more, and any order of the same operations moves it by 0.5 to 4e-5. In double precision it is within 1e-5.
+PROGRAD_ROUNDING = 6e-5
 OWN = {"kgcoop": {"kgcoop_weight": 8.0}, "prograd": {"prograd_lambda": 1.0, "prograd_temperature": 1.0}}
 DEMO = ("--model_name_or_path", "demo", "--dataset_name", "demo", "--num_shots", "1")
 methods = pytest.mark.parametrize("method", METHODS)

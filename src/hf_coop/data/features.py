@@ -124,7 +124,7 @@ def feature_dtype(clip: CLIPModel, name: str) -> torch.dtype:
 def _has_bf16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # get_capabilities() came after torch 2.8
 
 
 def made_ahead(make: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
