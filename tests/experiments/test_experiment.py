@@ -298,7 +298,9 @@ def test_training_on_crops(images, tmp_path):
     (row,) = read_rows(tmp_path / "out")
     assert row["error"] is None
     expected = trainer.evaluate(splits["test"])
-    assert {name: row["results"][0][name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
+    assert {name: row["results"][0][name] for name in METRICS} == pytest.approx(
+        {name: expected[name] for name in METRICS}
+    )
 
 
 def test_more_shots_than_images(images, tmp_path, caplog):

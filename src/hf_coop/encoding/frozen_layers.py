@@ -239,14 +239,14 @@ def frozen_layers(encoder: nn.Module) -> list[FrozenLayer] | None:
     known = _FROZEN.get(encoder)
     if known is None or known[0] != state:
         addresses = [x.detach() for x in encoder.parameters()]  # theirs alone as long as these live
-        known = _FROZEN[encoder] = state, make_frozen_layers(encoder), addresses
+        known = _FROZEN[encoder] = state, [make_frozen_layer(layer) for layer in encoder.layers], addresses
     return known[1]
 
 
-def make_frozen_layers(encoder: nn.Module) -> list[FrozenLayer]:
-    """The layers of a `CLIPEncoder`, not kept."""
-    with torch.inference_mode(False), torch.no_grad():  # else they could not be used in training later
-        return [FrozenLayer.of(layer, product_dtype(encoder)) for layer in encoder.layers]
+def make_frozen_layer(layer: nn.Module) -> FrozenLayer:
+    """A layer of a `CLIPEncoder`, not kept."""
+    with torch.inference_mode(False), torch.no_grad():  # else it could not be used in training later
+        return FrozenLayer.of(layer, product_dtype(layer))
 
 
 def can_run_frozen(*modules: nn.Module) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from .frozen_layers import FrozenLayer, can_run_frozen, make_frozen_layers
+from .frozen_layers import can_run_frozen, make_frozen_layer
 
 TOKENS_AT_A_TIME = 1024
 
@@ -18,7 +17,8 @@ TOKENS_AT_A_TIME = 1024
 def encode_pixels(clip: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
     """What `clip.get_image_features(pixel_values=pixels)` gives in evaluation mode, without gradients, sooner.
 
-    On a CPU few images at a time, so that they stay in its cache. The last layer gives CLS alone, all that is read.
+    On a CPU a few images at a time go through a layer, so that they stay in its cache. The last layer gives CLS alone,
+    all that is read.
 
     Args:
         clip (`CLIPModel`).
@@ -30,27 +30,24 @@ def encode_pixels(clip: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
     tower = clip.vision_model
     if not can_run_frozen(tower, clip.visual_projection):
         return clip.get_image_features(pixel_values=pixels).pooler_output
-    layers, n_tokens = make_frozen_layers(tower.encoder), tower.embeddings.num_positions
+    n_tokens = tower.embeddings.num_positions
     size = max(1, TOKENS_AT_A_TIME // n_tokens) if pixels.device.type == "cpu" else len(pixels)
-    return torch.cat([clip.visual_projection(_cls_states(tower, layers, part)) for part in pixels.split(size)])
+    parts = [tower.pre_layrnorm(tower.embeddings(part)).flatten(0, 1) for part in pixels.split(size)]
+    attend = partial(_attend, n_tokens=n_tokens, n_queries=n_tokens)
+    *modules, last = tower.encoder.layers
+    for module in modules:
+        layer = make_frozen_layer(module)  # one at a time, since its joined weights take memory
+        parts = [layer.forward(hidden, attend)[0] for hidden in parts]
+    layer, attend = make_frozen_layer(last), partial(_attend, n_tokens=n_tokens, n_queries=1)
+    firsts = [torch.arange(0, len(hidden), n_tokens, device=hidden.device) for hidden in parts]
+    parts = [layer.forward(hidden, attend, first)[0] for hidden, first in zip(parts, firsts, strict=True)]
+    return torch.cat([clip.visual_projection(tower.post_layernorm(cls)) for cls in parts])
 
 
-def _cls_states(tower: nn.Module, layers: list[FrozenLayer], pixels: torch.Tensor) -> torch.Tensor:
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels))  # (B, tokens, dim)
-    n_images, n_tokens, _ = hidden.shape
-    hidden = hidden.flatten(0, 1)
-
-    def attend(qkv: torch.Tensor, scaling: float, n_queries: int = n_tokens) -> tuple[torch.Tensor, tuple[()]]:
-        query, key, value = qkv.unflatten(0, (n_images, n_tokens)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, …)
-        attended = _attention(query[:, :, :n_queries], key, value, scaling)
-        return attended.transpose(1, 2).flatten(0, 1), ()
-
-    *layers, last = layers
-    for layer in layers:
-        hidden, _ = layer.forward(hidden, attend)
-    cls = torch.arange(0, len(hidden), n_tokens, device=hidden.device)
-    hidden, _ = last.forward(hidden, partial(attend, n_queries=1), cls)
-    return tower.post_layernorm(hidden)
+def _attend(qkv: torch.Tensor, scaling: float, n_tokens: int, n_queries: int) -> tuple[torch.Tensor, tuple[()]]:
+    query, key, value = qkv.unflatten(0, (-1, n_tokens)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, …)
+    attended = _attention(query[:, :, :n_queries], key, value, scaling)
+    return attended.transpose(1, 2).flatten(0, 1), ()
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
