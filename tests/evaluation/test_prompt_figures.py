@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_coop.evaluation import Guesses
 from hf_coop.evaluation import prompt_figures as figures
 from hf_coop.evaluation.report import Explanation, render_report, to_svg
 
@@ -182,6 +183,7 @@ class TestFigures:
     def test_the_reliability_diagram_tells_the_calibration_error(self):
         scores = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55]] * 2)
         labels = np.array([0, 0, 1, 1, 1, 1])
-        found = texts(figures.reliability_diagram({"hand-written": scores, "learned": np.eye(2)[labels]}, labels))
+        guesses = {"hand-written": Guesses.of(scores), "learned": Guesses.of(np.eye(2)[labels])}
+        found = texts(figures.reliability_diagram(guesses, labels))
         assert "hand-written: calibration error 45.0" in found
         assert "learned: calibration error 0.0" in found

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from hf_coop import HFCoOp
 from hf_coop.data import load_benchmark, load_image_splits
+from hf_coop.evaluation.card_figures import FIGURE_FILES
 from hf_coop.training import check_output_dir
 from hf_coop_cli.train_options import TRAIN_OPTIONS
 
@@ -88,8 +89,14 @@ class TestOutput:
         names = {path.name for path in whole.iterdir()}
         assert names == {
             *("README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.json", "training_curves.png"),
-            *("checkpoint-87", "checkpoint-90", "run.yaml"),
+            *("checkpoint-87", "checkpoint-90", "run.yaml", "figures"),
         }
+        card = (whole / "README.md").read_text()
+        assert "on 11 test images." in card
+        for figure in FIGURE_FILES:
+            assert f"]({figure})" in card
+            assert Image.open(whole / figure).width == 576
+        assert not list(whole.glob("checkpoint-*/figures"))
         assert Image.open(whole / "training_curves.png").width > 600
         assert HFCoOp.from_pretrained(whole).classnames == list(NAMES)
 

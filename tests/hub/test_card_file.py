@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import CLASSNAMES, PARITY
 from huggingface_hub import ModelCard
 
 from hf_coop import HFCoOp
+from hf_coop.evaluation import CardFigures, Guesses
+from hf_coop.evaluation.card_figures import FIGURE_FILES
 from hf_coop.hub import CardDetails
-from hf_coop.hub.card_file import GENERATED, REPO_PLACEHOLDER, for_repository
+from hf_coop.hub.card_file import GENERATED, REPO_PLACEHOLDER, for_repository, without_figures
 
 NOTE = "\n## Where they grow\n\nTaken by the sea | in May.\n"
 
@@ -82,6 +85,52 @@ def test_metadata_that_cannot_be_read_cost_no_adapter(model, tmp_path, content):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_bytes() == content
     assert HFCoOp.from_pretrained(tmp_path).classnames == CLASSNAMES
+
+
+class TestFigures:
+    """They go with the card, and no card points to figures that are not there."""
+
+    @pytest.fixture
+    def saved(self, model, tmp_path) -> Path:
+        guesses = Guesses(np.zeros(5, int), np.full(5, 0.5))
+        figures = CardFigures.of("5 test images", CLASSNAMES, np.arange(5), guesses, guesses)
+        model.card_details = CardDetails(figures=figures)
+        model.save_pretrained(tmp_path / "saved")
+        return tmp_path / "saved"
+
+    def test_they_travel_with_the_prompt(self, saved, tmp_path):
+        card = (saved / "README.md").read_text()
+        for file in FIGURE_FILES:
+            assert f"]({file})\n" in card
+        loaded = HFCoOp.from_pretrained(saved)
+        assert loaded.card_details.figures.images == "5 test images"
+        loaded.save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again" / "README.md").read_text() == card
+        for file in FIGURE_FILES:
+            assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
+
+    def test_other_class_names_have_none(self, saved, tmp_path):
+        loaded = HFCoOp.from_pretrained(saved)
+        loaded.set_classnames(["cat", "dog"])
+        loaded.save_pretrained(saved)
+        assert "figures" not in (saved / "README.md").read_text()
+
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"<svg>")])
+    @pytest.mark.filterwarnings("ignore:.*not readable")
+    def test_without_the_files_there_are_no_links(self, saved, tmp_path, damage):
+        damage(saved / FIGURE_FILES[1])
+        HFCoOp.from_pretrained(saved).save_pretrained(tmp_path / "again")
+        assert "figures" not in (tmp_path / "again" / "README.md").read_text()
+        assert not (tmp_path / "again" / "figures").exists()
+
+    def test_a_card_that_is_pushed_without_them(self, saved):
+        card = (saved / "README.md").read_text()
+        without = without_figures(card)
+        assert "](figures/" not in without
+        assert "## Training\n" in without
+        assert without_figures(without) == without
+        edited = card.replace("## Limits\n", "## Limits\n\n- Never tried at night.\n")
+        assert without_figures(edited) == edited
 
 
 class TestForRepository:

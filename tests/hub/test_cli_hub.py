@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from conftest import CLASSNAMES, PARITY
@@ -19,6 +20,8 @@ from test_convert import COOP
 from typer.testing import CliRunner
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.evaluation import CardFigures, Guesses
+from hf_coop.evaluation.card_figures import FIGURE_FILES
 from hf_coop.hub.model_card import CardDetails
 from hf_coop.serving import classify_files
 from hf_coop_cli import app
@@ -45,6 +48,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "flowers"
     model = HFCoOp.from_clip(PARITY, CLASSNAMES, n_ctx=4)
     model.prompt_config.base_model_name_or_path = "tester/tiny-clip"
+    labels, guesses = np.arange(5), Guesses(np.zeros(5, int), np.full(5, 0.5))
+    figures = CardFigures.of("5 test images", CLASSNAMES, labels, guesses, guesses)
+    model.card_details = CardDetails(figures=figures)
     model.save_pretrained(folder)
     (folder / "metrics.json").write_text("{}")
     (folder / "checkpoint-3").mkdir()
@@ -80,7 +86,7 @@ def test_push(hub, pushed, adapter):
     repo = hub.repos["tester/flowers"]
     assert repo.private
     assert [row["summary"] for row in repo.log] == ["initial commit", "From the shell"]
-    names = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"}
+    names = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", *FIGURE_FILES}
     assert set(repo.files()) == names
     assert pushed.stdout.split() == [f"{hub.endpoint}/tester/flowers/commit/{repo.branches['main']}"]
 
@@ -205,6 +211,8 @@ def test_training_pushes_what_it_measured(hub, home, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     files = hub.repos["tester/digits"].files()
+    assert {*FIGURE_FILES} < {*files}
+    assert all(f"]({figure})" in files["README.md"].read_text() for figure in FIGURE_FILES)
     details = CardDetails.from_card(files["README.md"])
     assert details.learned["accuracy"] == metrics["learned"]["accuracy"]
     assert details.zero_shot["accuracy"] == metrics["zero_shot"]["accuracy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 import hf_coop
 from hf_coop import CoOpTrainingArguments, HFCoOp
 from hf_coop.data import load_image_splits
+from hf_coop.training import learn_prompt
 
 NAMES = ["cat", "red_bus", "tiger"]
 
@@ -54,6 +56,7 @@ def test_folders(fitted, folders):
     assert details.learned["accuracy"] > max(0.8, details.zero_shot["accuracy"])
     assert details.zero_shot_template == "a photo of a {}."
     assert details.training["recipe"] == "fast"
+    assert details.figures.images == "12 test images"
     assert fitted.predict(folders / "test" / "tiger" / "0.png", top_k=1)[0]["label"] == "tiger"
 
 
@@ -80,7 +83,28 @@ def test_data_sets_in_memory(fitted, folders):
         assert model.card_details.dataset_name is None
     alone = hf_coop.fit(splits["train"], PARITY, num_shots=4, n_ctx=2)
     assert alone.card_details.learned == {}
+    assert alone.card_details.figures is None
     assert context(alone).shape[0] == 2
+
+
+def test_figures_of_validation_images_are_called_so(folders, tmp_path):
+    """Validation images beside the training images, and a data set that has them in the place of test images."""
+    images = load_image_splits(folders / "train", folders / "test")
+    args = CoOpTrainingArguments(output_dir=str(tmp_path / "run"), save_strategy="no", max_text_passes=2)
+    model = HFCoOp.from_clip(PARITY, NAMES, n_ctx=2)
+    splits = {"train": images["train"], "validation": images["test"]}
+    learn_prompt(model, args, splits, "a photo of a {}.")
+    assert model.card_details.learned == {}
+    model.save_pretrained(tmp_path / "validated")
+    card = (tmp_path / "validated" / "README.md").read_text()
+    assert "on 12 validation images." in card
+    assert "## Results" not in card
+    test = Dataset(images["test"].data, split="validation")
+    args = replace(args, overwrite_output_dir=True)
+    learn_prompt(model, args, {"train": images["train"], "test": test}, "a photo of a {}.")
+    assert (model.card_details.split, model.card_details.figures.images) == ("validation", "12 validation images")
+    learn_prompt(model, args, {**splits, "test": images["train"]}, "a photo of a {}.")
+    assert model.card_details.figures.images == "15 test images"
 
 
 def test_labels_that_are_words(folders):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,29 @@ from ..encoding import distinct_classnames
 
 CALIBRATION_BINS = 15
 KEPT = 0.95  # the share of images of the classes that a threshold for "none of these" is to let through
+
+
+class Guesses(NamedTuple):
+    """What a prompt takes images for, and how sure it is.
+
+    Attributes:
+        predicted (`np.ndarray` of shape `(N,)`): classes.
+        confidence (`np.ndarray` of shape `(N,)`): their softmax scores.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> Guesses:
+        """Those of softmax scores `(N, K)`."""
+        return cls(probabilities.argmax(1), probabilities.max(1))
+
+    def calibration_error(self, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+        """As [`expected_calibration_error`]."""
+        confidence = self.confidence.astype(np.float64)
+        gaps = np.bincount(bins_of(confidence, bins), weights=(self.predicted == labels) - confidence, minlength=bins)
+        return float(np.abs(gaps).sum() / len(labels))
 
 
 def classification_metrics(
@@ -80,10 +103,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
         labels (`np.ndarray` of shape `(N,)`): the true classes.
         bins (`int`): how many.
     """
-    confidence = probabilities.max(1).astype(np.float64)
-    correct = probabilities.argmax(1) == labels
-    gaps = np.bincount(bins_of(confidence, bins), weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return Guesses.of(probabilities).calibration_error(labels, bins)
 
 
 def bins_of(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:

@@ -5,13 +5,14 @@ They are readable with a thousand classes: where there are more than fit, those 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..encoding import distinct_classnames
-from .metrics import CALIBRATION_BINS, bins_of, expected_calibration_error
+from .metrics import CALIBRATION_BINS, Guesses, bins_of
 
 BEFORE, AFTER, GAINED, LOST, GREY, INK = "#8b93a1", "#2b83f6", "#2e9e6b", "#dd5a4f", "#9aa0a8", "#111111"
 MAX_NAMED, MAX_NUMBERED, MAX_COLOURED, MAX_BARS = 25, 12, 10, 12
@@ -262,31 +263,29 @@ def class_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int) -> n
     return np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
 
 
-def reliability_diagram(probabilities: Mapping[str, np.ndarray], labels: np.ndarray) -> Any:
+def reliability_diagram(guesses: Mapping[str, Guesses], labels: np.ndarray) -> Any:
     """Accuracy over confidence in the bins of the calibration error, and how many images are in each.
 
     Args:
-        probabilities (`dict[str, np.ndarray]` of shape `(N, K)`): softmax scores by the prompt's name.
+        guesses (`dict[str, Guesses]`): of the hand-written prompt and of the learned one, by the prompt's name.
         labels (`np.ndarray` of shape `(N,)`): the right classes.
     """
     figure, axes = _axes(WIDTH, HEIGHT)
-    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
-    axes.text(70, 66, "as sure as right", rotation=42, size=8, color=GREY, ha="center", va="center")
-    for (name, scores), colour, marker in zip(probabilities.items(), (BEFORE, AFTER), "so", strict=True):
-        confidence, right = scores.max(1), scores.argmax(1) == labels
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    for (name, found), colour, marker in zip(guesses.items(), (BEFORE, AFTER), "so", strict=True):
+        confidence, right = found.confidence, found.predicted == labels
         bins = bins_of(confidence)
         counts = np.bincount(bins, minlength=CALIBRATION_BINS)
         full = counts > 0
         sums = [np.bincount(bins, weights=x, minlength=CALIBRATION_BINS) for x in (confidence, right)]
         curve = [100 * total[full] / counts[full] for total in sums]
         axes.plot(*curve, color=colour, linewidth=1.5)
-        error = expected_calibration_error(scores, labels)
         sizes = 8 + 160 * counts[full] / len(labels)
-        label = f"{name}: calibration error {100 * error:.1f}"
+        label = f"{name}: calibration error {100 * found.calibration_error(labels):.1f}"
         axes.scatter(*curve, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
     axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence in %", ylabel="accuracy in %", title="Reliability")
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, frameon=False)
-    for handle in legend.legend_handles:
+    for handle in legend.legend_handles[1:]:
         handle.set_sizes([40])
     axes.grid(alpha=0.25)
     return figure
@@ -336,6 +335,10 @@ def _captions(classnames: Sequence[str], longest: int = LONGEST_NAME) -> list[st
     """Class names as they stand in a figure: told apart, short, and never taken for a formula."""
     names = distinct_classnames(classnames)
     short = [name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…" for name in names]
+    count, half = Counter(short), longest // 2
+    for k, name in enumerate(names):
+        if count[short[k]] > 1:  # then they may differ in their ends
+            short[k] = f"{name[: longest - 1 - half].rstrip()}…{name[-half:].lstrip()}"
     return [name.replace("$", r"\$") for name in short]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..encoding import distinct_classnames
 from . import prompt_figures as figures
-from .metrics import expected_calibration_error
+from .metrics import Guesses, expected_calibration_error
 
 MAX_MAPPED_IMAGES, MAX_SHOWN_IMAGES, MAX_SHOWN_CLASSES = 1000, 12, 10
 THUMBNAIL = 128  # pixels
@@ -115,6 +115,7 @@ def draw_figures(explanation: Explanation) -> dict[str, list[Any]]:
     order = figures.similarity_order(explanation.class_embeds[0])
     limits = figures.similarity_limits(*explanation.class_embeds)
     confused = figures.most_confused(labels, before, after, classes=len(names))
+    guesses = {name: Guesses.of(scores) for name, scores in zip(NAMES, explanation.probabilities, strict=True)}
     similarity = [
         figures.class_similarity(embeds, names, title, order, limits)
         for embeds, title in zip(explanation.class_embeds, NAMES, strict=True)
@@ -132,7 +133,7 @@ def draw_figures(explanation: Explanation) -> dict[str, list[Any]]:
         "similarity": similarity,
         "pca": _maps(explanation, "pca"),
         "tsne": _maps(explanation, "tsne"),
-        "reliability": [figures.reliability_diagram(dict(zip(NAMES, explanation.probabilities, strict=True)), labels)],
+        "reliability": [figures.reliability_diagram(guesses, labels)],
     }
     return {name: [to_svg(figure) for figure in parts] for name, parts in drawn.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..data.few_shot import describe_shots, few_shot_indices
 from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
 from ..files import check_writable, staged_folder
 from ..modeling import HFCoOp
-from ..training import CoOpTrainer, CoOpTrainingArguments, starting_prompt
+from ..training import CoOpTrainer, CoOpTrainingArguments, measured_details, starting_prompt
 from ..tuners import CoOpConfig
 
 
@@ -53,12 +54,8 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     trainer = make_trainer(train, seed, output)
     model = trainer.model
 
-    test_features, test_labels = trainer.image_embeds(test)[:, 0], np.asarray(test["label"][:])
-    guesses = {
-        template: model.zero_shot_logits(test_features, template).argmax(-1).numpy()
-        for template in HAND_WRITTEN_TEMPLATES
-    }
-    by_template = {template: float((guess == test_labels).mean()) for template, guess in guesses.items()}
+    by_hand = {template: trainer.predict_zero_shot(test, template) for template in HAND_WRITTEN_TEMPLATES}
+    by_template = {template: found.metrics["accuracy"] for template, found in by_hand.items()}
     best = max(by_template, key=lambda template: by_template[template])
     train_seconds = trainer.train().metrics["train_runtime"]
     learned = trainer.predict(test)
@@ -77,10 +74,13 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     }
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     print_results(metrics, drawn, console)
+    details = measured_details("test", CLASSNAMES, best, by_hand[best], learned)
+    model.card_details = replace(model.card_details, dataset_name="demo", **details)
     trainer.save_model()
     with staged_folder(output) as folder:
         Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        draw_predictions(test, guesses[best], learned.predictions.argmax(-1), best, Path(folder, "demo.png"))
+        before, after = (found.predictions.argmax(-1) for found in (by_hand[best], learned))
+        draw_predictions(test, before, after, best, Path(folder, "demo.png"))
     check_saved(output, test, torch.from_numpy(learned.predictions), console)
     console.print(f"Adapter, metrics.json and demo.png are in {output}")
     return metrics

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from ..errors import one_line, short, some, whole_message
+from ..evaluation.card_figures import FIGURE_FILES
 from ..pretrained import (
     UnreachableHubError,
     check_download,
@@ -33,7 +34,7 @@ from ..tuners.model import check_values
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *FIGURE_FILES)
 
 
 def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None, **hub: Any) -> str:

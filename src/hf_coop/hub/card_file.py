@@ -25,6 +25,7 @@ MEASURED = ("model-index", CARD_DATA_KEY)  # metadata that would be wrong of ano
 LISTS = ("tags", "datasets")  # metadata to which people add
 HINT = "written by hf-coop, and anew at each save unless somebody changes it; add text above or below"
 END = "<!-- hf-coop end -->"
+FIGURES = re.compile(r"^## What learning changed\n.*?(?=^## )", re.DOTALL | re.MULTILINE)  # as the template has it
 GENERATED = re.compile(rf"<!-- hf-coop ([0-9a-f]{{16}}): [^\n]*-->\n(.*)\n{re.escape(END)}", re.DOTALL)
 
 
@@ -95,6 +96,14 @@ def for_repository(local: str, repo_id: str, on_hub: str | None = None, subfolde
             pass
     before, after = local[: generated.start()], local[generated.end() :]
     return named(before) + _marked(text) + named(after)
+
+
+def without_figures(card: str) -> str:
+    """The card without its section of figures, for a folder that lacks them; what somebody edited stays."""
+    generated = _intact_part(card)
+    if generated is None:
+        return card
+    return card[: generated.start()] + _marked(FIGURES.sub("", generated[2])) + card[generated.end() :]
 
 
 def _split(content: str) -> tuple[dict[str, Any], str]:

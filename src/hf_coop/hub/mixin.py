@@ -240,7 +240,8 @@ class HubMixin(Base):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, each whole or not at all.
 
-        A `README.md` that is there keeps what people wrote; the part that hf-coop wrote and nobody changed is renewed.
+        The figures of the card go into the sub-folder `figures`. A `README.md` that is there keeps what people wrote;
+        the part that hf-coop wrote and nobody changed is renewed.
 
         Args:
             save_directory: the folder; made if needed.
@@ -267,7 +268,10 @@ class HubMixin(Base):
             words = nearest_words(self.clip, self.tokenizer, max_vectors=MAX_CARD_VECTORS)
         except ValueError:  # no tokenizer
             words = None
-        write_card(create_model_card(self.prompt_config, self.card_details, words), Path(output_dir, CARD_FILE))
+        details = self.card_details
+        if details.figures is not None:
+            details.figures.write(Path(output_dir))
+        write_card(create_model_card(self.prompt_config, details, words), Path(output_dir, CARD_FILE))
 
     def push_to_hub(
         self,

@@ -9,7 +9,7 @@ import re
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..data.few_shot import describe_shots
 from ..encoding import distinct_classnames
 from ..errors import one_line, short
+from ..evaluation.card_figures import CARD_FIGURES, FOLDER, CardFigures
 from ..pretrained import check_plain_file
 from ..tuners.config import PromptConfig, own_options
 from .card_file import CARD_DATA_KEY, REPO_PLACEHOLDER
@@ -55,6 +56,8 @@ class CardDetails:
             ([`~hf_coop.evaluation.none_of_these_threshold`]), and what `predict(…, min_score="auto")` goes by.
         training (`dict[str, str | int | float | bool]`): the recipe: learning rate, epochs, ….
         license (`str`, *optional*): of the adapter, as the Hub spells it: "apache-2.0".
+        figures ([`~hf_coop.evaluation.card_figures.CardFigures`], *optional*): of the learned prompt beside the
+            hand-written one; saved with the card.
 
     Raises:
         TypeError: naming the value that has another type.
@@ -72,12 +75,14 @@ class CardDetails:
     min_score: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
+    figures: CardFigures | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("dataset_name", "dataset_id", "split", "zero_shot_template", "license"):
             self._check(name, getattr(self, name), str)
         for name in ("shots", "train_images", "seed"):
             self._check(name, getattr(self, name), int)
+        self._check("figures", self.figures, CardFigures)
         self._check("min_score", self.min_score, (int, float))
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             self.min_score = None
@@ -98,15 +103,19 @@ class CardDetails:
             raise TypeError(f"{name} is {reprlib.repr(value)}, of type {type(value).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, in plain values, text on one line."""
-        known = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        """What is known, in plain values, text on one line; of the figures, what they were measured on."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        known = {name: value for name, value in known.items() if value not in (None, {})}
+        if self.figures is not None:
+            known["figures"] = self.figures.images
         return json.loads(json.dumps(known), object_hook=_one_line_values) if known else {}
 
     @classmethod
     def from_card(cls, path: str | os.PathLike[str]) -> CardDetails:
         """Read back what `create_model_card` has put into the metadata of a card; nothing where it has not.
 
-        The card may be a stranger's: what cannot be read is left out with a warning.
+        The card may be a stranger's: what cannot be read is left out with a warning. Figures come back where they lie
+        beside the card, which they do not in the cache of the Hub's client.
         """
         if not os.path.exists(path):
             return cls()
@@ -114,7 +123,10 @@ class CardDetails:
             check_plain_file(path, MAX_CARD_BYTES)
             stored = _metadata(Path(path).read_text(encoding="utf-8")).get(CARD_DATA_KEY) or {}
             known = {field.name for field in fields(cls)}
-            return cls(**{name: value for name, value in stored.items() if name in known})
+            stored = {name: value for name, value in stored.items() if name in known}
+            if images := stored.pop("figures", None):
+                stored["figures"] = CardFigures.read(Path(path).parent, one_line(str(images)))
+            return cls(**stored)
         except Exception as error:  # YAML parsers raise errors of many kinds
             warnings.warn(
                 f"{os.fspath(path)}: its metadata are not readable and left out ({short(error)})", stacklevel=2
@@ -167,7 +179,8 @@ def create_model_card(
         details ([`CardDetails`], *optional*): what a run has measured.
         nearest_words (*optional*): of each context vector (`interpret.nearest_words`).
     """
-    details = CardDetails(**(details or CardDetails()).to_dict())
+    details = details or CardDetails()
+    details = replace(CardDetails(**{**details.to_dict(), "figures": None}), figures=details.figures)
     names = [plain_text(short(name, MAX_NAME)) for name in config.classnames]
     base = config.base_model_name_or_path
     return ModelCard.from_template(
@@ -188,6 +201,7 @@ def create_model_card(
         examples=names[:EXAMPLES],
         folded=len(names) >= FOLDED_FROM,
         results=_result_rows(details),
+        figures=[(f"{FOLDER}/{name}", *texts) for name, texts in CARD_FIGURES.items()] if details.figures else [],
         learned_from=describe_shots(details.shots, details.train_images, len(names)),
         details={name: plain_text(value) for name, value in details.to_dict().items() if not isinstance(value, dict)},
         training={plain_text(name): plain_text(value) for name, value in details.training.items()},

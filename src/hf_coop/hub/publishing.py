@@ -13,9 +13,10 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import root_message, whole_message
+from ..evaluation.card_figures import FIGURE_FILES
 from ..pretrained import check_revision
 from .adapter_files import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, fetch_adapter, read_adapter_config
-from .card_file import for_repository
+from .card_file import for_repository, without_figures
 
 
 def push_folder(
@@ -158,4 +159,6 @@ def _addition(
     except RemoteEntryNotFoundError:
         on_hub = None
     local = Path(folder, name).read_text(encoding="utf-8")
+    if not all(Path(folder, place, figure).is_file() for figure in FIGURE_FILES):
+        local = without_figures(local)
     return CommitOperationAdd(path, for_repository(local, repo_id, on_hub, subfolder=place).encode())

@@ -112,7 +112,8 @@ def _copied_adapter(name: str, root: Path) -> str:
     (root / place).mkdir(parents=True)
     for file in ADAPTER_FILES:
         if os.path.isfile(os.path.join(name, file)):
-            shutil.copy(os.path.join(name, file), root / place)
+            (root / place / file).parent.mkdir(exist_ok=True)
+            shutil.copy(os.path.join(name, file), root / place / file)
     return place.as_posix()
 
 

@@ -3,7 +3,7 @@
 from .arguments import CoOpTrainingArguments
 from .checkpoints import check_output_dir, list_checkpoints, wants_resume
 from .cross_validation import cross_validate
-from .fit import describe_source, fit, learn_prompt, timed
+from .fit import describe_source, fit, learn_prompt, measured_details, timed
 from .options import RUN_CONFIG_FILE, run_script, write_config
 from .recipes import starting_prompt
 from .run import PromptRun
@@ -25,6 +25,7 @@ __all__ = [
     "fit",
     "learn_prompt",
     "list_checkpoints",
+    "measured_details",
     "run_script",
     "starting_prompt",
     "timed",

@@ -12,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import CLIPModel, set_seed
+from transformers.trainer_utils import PredictionOutput
 
 from ..data import classnames_of, few_shot_splits, hand_crafted_template, load_image_splits
 from ..data.benchmarks import IMAGE_SETS
 from ..data.folders import SPLIT_NAMES
 from ..demo import clip_named
 from ..encoding import check_templates
+from ..evaluation import CardFigures, Guesses
 from ..hub import METRICS
 from ..modeling import HFCoOp
 from ..tuners import config_class_of
@@ -111,7 +114,8 @@ def learn_prompt(
 ) -> tuple[CoOpTrainer, dict[str, Any]]:
     """Train a prompt; where there are test images, measure a hand-written one before and the learned one afterwards.
 
-    All images are read before the first step, so that a broken one costs no training.
+    The card gets figures of both prompts on the test images, or else on the validation images. All images are read
+    before the first step, so that a broken one costs no training.
 
     Args:
         model ([`HFCoOp`]): a fresh prompt.
@@ -139,24 +143,60 @@ def learn_prompt(
         with timed(seconds, "cross_validation"):
             scores["cross_validation"] = cross_validate(model, args, splits["train"], cv_folds)
     trainer = CoOpTrainer(model, args, splits["train"], splits.get("validation"), callbacks)
-    test = splits.get("test")
+    test, validation = splits.get("test"), trainer.eval_dataset
+    held_out = validation if test is None else test
     with timed(seconds, "features"):
         trainer.encode_datasets()
-        if test is not None:
-            scores["zero_shot"] = trainer.evaluate_zero_shot(test, zero_shot_template)
+        if held_out is not None:
+            by_hand = trainer.predict_zero_shot(held_out, zero_shot_template)
     with timed(seconds, "training"):
         scores["training"] = trainer.train().metrics
     with timed(seconds, "evaluation"):
-        if trainer.eval_dataset is not None:
-            scores["validation"] = trainer.evaluate()
+        if validation is not None:
+            learned = trainer.predict(validation)
+            scores["validation"] = learned.metrics
         if test is not None:
-            scores["learned"] = trainer.evaluate(test)
+            learned = trainer.predict(test)
+            scores |= {"zero_shot": by_hand.metrics, "learned": learned.metrics}
     details: dict[str, Any] = {"zero_shot_template": zero_shot_template}
     if test is not None:
-        details["split"] = str(test.split or "test")  # folders and the embedded images do not say
-        details |= {name: {m: scores[name][m] for m in METRICS} for name in ("zero_shot", "learned")}
+        split = str(test.split or "test")  # folders and the embedded images do not say
+        details = measured_details(split, model.classnames, zero_shot_template, by_hand, learned)
+    elif validation is not None:
+        details["figures"] = _card_figures("validation", model.classnames, by_hand, learned)
     model.card_details = replace(model.card_details, **{**details, **described})
     return trainer, {**scores, "seconds": seconds}
+
+
+def measured_details(
+    split: str, classnames: Sequence[str], template: str, by_hand: PredictionOutput, learned: PredictionOutput
+) -> dict[str, Any]:
+    """What the model card says of a learned prompt beside a hand-written one: fields of [`CardDetails`].
+
+    Args:
+        split (`str`): of the images that both were measured on.
+        classnames (`Sequence[str]`): K names.
+        template (`str`): the hand-written prompt.
+        by_hand, learned (`PredictionOutput`): of both prompts, for the same images.
+    """
+    found = {"zero_shot": by_hand.metrics, "learned": learned.metrics}
+    return {
+        "split": split,
+        "zero_shot_template": template,
+        "figures": _card_figures(split, classnames, by_hand, learned),
+        **{name: {metric: metrics[metric] for metric in METRICS} for name, metrics in found.items()},
+    }
+
+
+def _card_figures(
+    split: str, classnames: Sequence[str], by_hand: PredictionOutput, learned: PredictionOutput
+) -> CardFigures:
+    """The card's figures, which are drawn when it is saved; arguments as in [`measured_details`]."""
+    before, after = (
+        Guesses.of(torch.from_numpy(found.predictions).softmax(-1).numpy()) for found in (by_hand, learned)
+    )
+    labels = learned.label_ids
+    return CardFigures.of(f"{len(labels):,} {split} images", classnames, labels, before, after)
 
 
 @contextmanager

@@ -78,8 +78,8 @@ class PromptRun:
             check_images(dataset)
             self._readable.add(dataset._fingerprint)
 
-    def evaluate_zero_shot(self, dataset: Dataset, template: str) -> dict[str, Any]:
-        """What [`evaluate`] measures, of CLIP with a hand-written prompt.
+    def predict_zero_shot(self, dataset: Dataset, template: str) -> PredictionOutput:
+        """What [`predict`] gives, of CLIP with a hand-written prompt.
 
         Args:
             dataset (`datasets.Dataset`): with the model's classes.
@@ -89,8 +89,7 @@ class PromptRun:
             ValueError: the data set or the template does not fit.
         """
         check_labelled_images(dataset, self.model.classnames)
-        logits = self.model.zero_shot_logits(self.image_embeds(dataset)[:, 0], template)
-        return classification_metrics(logits.softmax(-1).cpu().numpy(), dataset["label"][:], self.model.classnames)
+        return self._output(self.model.zero_shot_logits(self.image_embeds(dataset)[:, 0], template), dataset)
 
     @torch.no_grad()
     def predict(self, dataset: Dataset) -> PredictionOutput:
@@ -101,10 +100,13 @@ class PromptRun:
         """
         check_labelled_images(dataset, self.model.classnames)
         embeds = self.image_embeds(dataset)[:, 0]
-        logits = self._logits(embeds).cpu().numpy()
+        return self._output(self._logits(embeds), dataset)
+
+    def _output(self, logits: torch.Tensor, dataset: Dataset) -> PredictionOutput:
         labels = np.asarray(dataset["label"][:])
-        probabilities = torch.from_numpy(logits).softmax(-1).numpy()
-        return PredictionOutput(logits, labels, classification_metrics(probabilities, labels, self.model.classnames))
+        logits = logits.cpu()
+        metrics = classification_metrics(logits.softmax(-1).numpy(), labels, self.model.classnames)
+        return PredictionOutput(logits.numpy(), labels, metrics)
 
     def evaluate(self, dataset: Dataset | None = None) -> dict[str, Any]:
         """Accuracy, top-5 accuracy, macro F1, per-class accuracy and expected calibration error.
