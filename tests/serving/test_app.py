@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from loopback_hub import TOKEN, HubServer
 from PIL import Image
 from typer.testing import CliRunner
 
 from hf_coop import HFCoOp
 from hf_coop.demo import CLASSNAMES, DEMO_CLIP, load_digits_dataset
+from hf_coop.hub.adapter_files import ADAPTER_FILES
 from hf_coop_cli import app as command
 
 pytest.importorskip("gradio")
@@ -206,6 +209,65 @@ def test_it_is_a_server_of_the_model_context_protocol(url):
     described = {tool["name"].rpartition("_")[2]: tool["description"] for tool in tools}
     assert "Classify images by a learned prompt and by a hand-written one." in described["classify"]
     assert set(described) == {"classify", "learn"}
+
+
+def browse(url: str, session: str, function: str, *data: Any) -> dict[str, Any]:
+    """Call a function of the app as its page does, in a session of its own; gives the last message."""
+    httpx = pytest.importorskip("httpx")
+    calls = httpx.get(f"{url}config").json()["dependencies"]
+    (number,) = [call["id"] for call in calls if call["api_name"] == function]
+    call = {"data": [*data, None], "fn_index": number, "session_hash": session}  # None: the state, which is kept there
+    assert httpx.post(f"{url}gradio_api/queue/join", json=call).status_code == 200
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: ") and (message := json.loads(line[6:]))["msg"] == "process_completed":
+                return message
+    raise AssertionError("no answer")
+
+
+@pytest.mark.slow
+def test_a_learned_prompt_is_pushed_with_the_users_own_token(folder, tmp_path):
+    """By a process whose Hub is on loopback, and which has a token itself that would do."""
+    httpx = pytest.importorskip("httpx")
+    log = tmp_path / "log"
+    with HubServer(tmp_path / "hub") as hub, log.open("wb") as file:
+        env = hub.environment(tmp_path / "home") | {"PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "hf_coop_cli", "app", str(folder / DIGITS)]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        try:
+            deadline = time.monotonic() + 60
+            while not (found := re.search(r"the app runs at (\S+)", log.read_text())):
+                assert time.monotonic() < deadline, log.read_text()
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            url = found[1]
+            with (folder / "digits.zip").open("rb") as archive:
+                (path,) = httpx.post(f"{url}gradio_api/upload", files={"files": ("digits.zip", archive)}).json()
+            file_data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            learned = browse(url, "mine", "learn", file_data, 4)
+            assert learned["success"], learned
+            for session, token, message in (
+                ("mine", " ", "Give a token of yours"),
+                ("mine", "hf_wrong", "401 Unauthorized"),
+                ("another", TOKEN, "Learn a prompt first"),
+            ):
+                refused = browse(url, session, "push", "tester/mine", token)
+                assert message in refused["output"]["error"]
+                assert "hf_wrong" not in json.dumps(refused)
+                assert TOKEN not in json.dumps(refused)
+            assert hub.repos == {}
+            pushed = browse(url, "mine", "push", "tester/mine", f" {TOKEN} ")
+            page, token = pushed["output"]["data"]
+            assert page == f"Pushed: {hub.endpoint}/tester/mine/commit/{hub.repos['tester/mine'].branches['main']}"
+            assert token == ""
+            assert {*ADAPTER_FILES} < {*hub.repos["tester/mine"].files()}
+            assert TOKEN not in httpx.get(f"{url}config").text
+        finally:
+            process.kill()
+            process.wait()
+    assert TOKEN not in log.read_text()
+    kept = [path for path in [*folder.rglob("*"), *(tmp_path / "home").rglob("*")] if path.is_file()]
+    assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
 
 
 def test_a_port_that_is_taken(folder):

@@ -69,6 +69,7 @@ def test_an_archive_by_class(tmp_path, monkeypatch):
         "pets/<b>cat/2.png": png(color="green"),
         "../../dog/3.png": png((2000, 1000), "blue"),
         "pets/dog/notes.txt": b"text",
+        "pets/dog/drawing.eps": b"no image that is read",
         "pets/dog/.hidden.png": b"",
         "__MACOSX/pets/dog/3.png": b"",
         "loose.png": b"",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -43,7 +43,7 @@ def image_extensions() -> frozenset[str]:
     return frozenset({*registered, *HEIF_EXTENSIONS, ".mpo"})
 
 
-def is_image_name(path: Path) -> bool:
+def is_image_name(path: PurePath) -> bool:
     """Whether a file is an image by its name, and not hidden."""
     return path.suffix.lower() in image_extensions() and not path.name.startswith(".")
 

@@ -38,6 +38,9 @@ KEPT_SECONDS = 3600  # uploads, and prompts that were learned
 INTRODUCTION = """# {title}
 Scores of a learned prompt beside those of a hand-written one. Drop images or pick an example; other class names give
 other scores."""
+LEARNING = f"""Upload a `.zip` of a folder with one sub-folder of images for each class, named as the class is called.
+At most {MAX_ARCHIVE_BYTES // 2**20} MiB; 1 to {MAX_SHOTS} images of a class are learned from, the others measured
+on."""
 CSS = """
 .results {display: grid; gap: 1rem}
 .result {display: grid; grid-template-columns: minmax(5rem, 10rem) 1fr; gap: .75rem; align-items: start}
@@ -61,6 +64,110 @@ class Shown:
     pixels: torch.Tensor | None = None  # (1, 3, H, W)
 
 
+class PromptApp:
+    """What the app does with what its users give it.
+
+    Args:
+        shelf ([`PromptShelf`]): the prompts.
+        examples (`Sequence[Path | str]`): images to pick from.
+    """
+
+    def __init__(self, shelf: PromptShelf, examples: Sequence[Path | str]) -> None:
+        self.shelf, self.examples = shelf, examples
+
+    def classify(
+        self, files: list[str] | None, prompt: str, classnames: str, template: str, learned: HFCoOp | None
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Classify images by a learned prompt and by a hand-written one.
+
+        Args:
+            files: the images.
+            prompt: which learned prompt.
+            classnames: names to choose from, one a line; empty: those that the prompt was learned with.
+            template: the hand-written prompt, with {} where the class name goes; empty: the usual one.
+        """
+        if len(files or []) > MAX_IMAGES:
+            raise gr.Error(f"{len(files or [])} images: at most {MAX_IMAGES} go at a time.")
+        shown = [self._look_at(Path(file).name, read_upload, file) for file in files or []]
+        return self._scored(shown, prompt, classnames, template, learned)
+
+    def pick(
+        self, prompt: str, classnames: str, template: str, learned: HFCoOp | None, event: gr.SelectData
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Classify an example."""
+        example = self.examples[event.index]
+        shown = [self._look_at(Path(example).name, load_image, str(example))]
+        return self._scored(shown, prompt, classnames, template, learned)
+
+    def choose(self, prompt: str, learned: HFCoOp | None) -> tuple[str, str]:
+        """The class names and the hand-written prompt to begin with."""
+        model = self._model_of(prompt, learned)
+        return "\n".join(model.classnames), model.card_details.zero_shot_template or DEFAULT_TEMPLATE
+
+    def learn(self, archive: str | None, shots: float) -> Iterator[tuple[Any, ...]]:
+        """Learn a prompt from the images in a .zip file with one folder for each class."""
+        if archive is None:
+            raise gr.Error("Upload a .zip of a folder with one sub-folder of images for each class.")
+        yield "Reading the images …", None, gr.skip(), None
+        try:
+            images = read_archive(archive)
+            for news in self.shelf.learn(images, max(1, min(MAX_SHOTS, int(shots)))):
+                if isinstance(news, dict):
+                    yield _progress(news), None, gr.skip(), None
+                else:
+                    choices = gr.Dropdown(choices=[*self.shelf.models, YOURS], value=YOURS)
+                    yield _outcome(news), news, choices, _zipped(news)
+        except (ValueError, TypeError, OSError, FloatingPointError) as error:
+            raise _told(error) from error
+
+    def push(self, repository: str, user_token: str, learned: HFCoOp | None) -> tuple[str, str]:
+        """Push the prompt that was learned here; the second result empties the field of the token."""
+        if learned is None:
+            raise gr.Error("Learn a prompt first.")
+        if not user_token.strip():
+            raise gr.Error("Give a token of yours that may write: the app's own is never used.")
+        try:
+            commit = learned.push_to_hub(repository.strip(), token=user_token.strip())
+        except (OSError, ValueError) as error:
+            raise _told(error) from error
+        return f"Pushed: {html.escape(commit.commit_url)}", ""
+
+    def _model_of(self, prompt: str, learned: HFCoOp | None) -> HFCoOp:
+        if prompt == YOURS and learned is not None:
+            return learned
+        if prompt not in self.shelf.models:
+            raise gr.Error("There is no such prompt.")
+        return self.shelf.models[prompt]
+
+    def _look_at(self, name: str, read: Callable[[str], Image.Image], file: str) -> Shown:
+        try:
+            image = read(file)
+            return Shown(name, thumbnail=_thumbnail(image), pixels=self.shelf.pixels(image))
+        except ValueError as error:
+            return Shown(name, error=str(error))
+
+    def _scored(
+        self, shown: Sequence[Shown], prompt: str, classnames: str, template: str, learned: HFCoOp | None
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """The results as a page and as rows."""
+        model = self._model_of(prompt, learned)
+        chosen = [line.strip() for line in classnames.splitlines() if line.strip()] or model.classnames
+        pixels = [one.pixels for one in shown if one.pixels is not None]
+        try:
+            sides = self.shelf.scores(model, torch.cat(pixels), chosen, template.strip() or None) if pixels else ()
+        except (ValueError, TypeError) as error:
+            raise _told(error) from error
+        best = zip(*[_top(side, chosen) for side in sides], strict=True)
+        rows: list[dict[str, Any]] = []
+        for one in shown:
+            if one.pixels is None:
+                rows.append({"image": one.name, "error": one.error})
+            else:
+                by_prompt, by_hand = next(best)
+                rows.append({"image": one.name, "learned": by_prompt, "hand_written": by_hand})
+        return _results_page(rows, [one.thumbnail for one in shown]), rows
+
+
 def make_app(
     adapters: Sequence[str],
     base_model_name_or_path: str | None = None,
@@ -79,161 +186,76 @@ def make_app(
         ValueError, OSError: as [`PromptShelf`], or there are no images in `examples_dir`.
     """
     examples = find_examples(examples_dir)
-    shelf = PromptShelf(adapters, base_model_name_or_path, token=token, device=device)
-    names = list(shelf.models)
-    first = shelf.models[names[0]]
-
-    def model_of(prompt: str, learned: HFCoOp | None) -> HFCoOp:
-        if prompt == YOURS and learned is not None:
-            return learned
-        if prompt not in shelf.models:
-            raise gr.Error("There is no such prompt.")
-        return shelf.models[prompt]
-
-    def classify(
-        files: list[str] | None, prompt: str, classnames: str, template: str, learned: HFCoOp | None
-    ) -> tuple[str, list[dict[str, Any]]]:
-        """Classify images by a learned prompt and by a hand-written one.
-
-        Args:
-            files: the images.
-            prompt: which learned prompt.
-            classnames: names to choose from, one a line; empty: those that the prompt was learned with.
-            template: the hand-written prompt, with {} where the class name goes; empty: the usual one.
-        """
-        if len(files or []) > MAX_IMAGES:
-            raise gr.Error(f"{len(files or [])} images: at most {MAX_IMAGES} go at a time.")
-        shown = [look_at(Path(file).name, read_upload, file) for file in files or []]
-        return scored(shown, prompt, classnames, template, learned)
-
-    def look_at(name: str, read: Callable[[str], Image.Image], file: str) -> Shown:
-        try:
-            image = read(file)
-            return Shown(name, thumbnail=_thumbnail(image), pixels=shelf.pixels(image))
-        except ValueError as error:
-            return Shown(name, error=str(error))
-
-    def scored(
-        shown: Sequence[Shown], prompt: str, classnames: str, template: str, learned: HFCoOp | None
-    ) -> tuple[str, list[dict[str, Any]]]:
-        model = model_of(prompt, learned)
-        chosen = [line.strip() for line in classnames.splitlines() if line.strip()] or model.classnames
-        pixels = [one.pixels for one in shown if one.pixels is not None]
-        try:
-            sides = shelf.scores(model, torch.cat(pixels), chosen, template.strip() or None) if pixels else ()
-        except (ValueError, TypeError) as error:
-            raise _told(error) from error
-        best = zip(*[_top(side, chosen) for side in sides], strict=True)
-        rows: list[dict[str, Any]] = []
-        for one in shown:
-            if one.pixels is None:
-                rows.append({"image": one.name, "error": one.error})
-            else:
-                by_prompt, by_hand = next(best)
-                rows.append({"image": one.name, "learned": by_prompt, "hand_written": by_hand})
-        return _results_page(rows, [one.thumbnail for one in shown]), rows
-
-    def pick(
-        prompt: str, classnames: str, template: str, learned: HFCoOp | None, event: gr.SelectData
-    ) -> tuple[str, list[dict[str, Any]]]:
-        example = examples[event.index]
-        return scored([look_at(Path(example).name, load_image, str(example))], prompt, classnames, template, learned)
-
-    def choose(prompt: str, learned: HFCoOp | None) -> tuple[str, str]:
-        model = model_of(prompt, learned)
-        return "\n".join(model.classnames), model.card_details.zero_shot_template or DEFAULT_TEMPLATE
-
-    def learn(archive: str | None, shots: float) -> Iterator[tuple[Any, ...]]:
-        """Learn a prompt from the images in a .zip file with one folder for each class."""
-        if archive is None:
-            raise gr.Error("Upload a .zip of a folder with one sub-folder of images for each class.")
-        yield "Reading the images …", None, gr.skip(), None
-        try:
-            images = read_archive(archive)
-            for news in shelf.learn(images, max(1, min(MAX_SHOTS, int(shots)))):
-                if isinstance(news, dict):
-                    yield _progress(news), None, gr.skip(), None
-                else:
-                    choices = gr.Dropdown(choices=[*names, YOURS], value=YOURS)
-                    yield _outcome(news), news, choices, _zipped(news)
-        except (ValueError, TypeError, OSError, FloatingPointError) as error:
-            raise _told(error) from error
-
-    def push(repository: str, user_token: str, learned: HFCoOp | None) -> str:
-        if learned is None:
-            raise gr.Error("Learn a prompt first.")
-        if not user_token.strip():
-            raise gr.Error("Give a token of yours that may write: the app's own is never used.")
-        try:
-            commit = learned.push_to_hub(repository.strip(), token=user_token.strip())
-        except (OSError, ValueError) as error:
-            raise _told(error) from error
-        return f"Pushed: {html.escape(commit.commit_url)}"
-
+    app = PromptApp(PromptShelf(adapters, base_model_name_or_path, token=token, device=device), examples)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as blocks:
-        mine = gr.State(None, time_to_live=KEPT_SECONDS)
+        mine = gr.State(None, time_to_live=KEPT_SECONDS)  # the prompt that this session has learned
         gr.Markdown(INTRODUCTION.format(title=TITLE))
         with gr.Tab("Classify"), gr.Row():
-            with gr.Column():
-                prompt = gr.Dropdown(names, value=names[0], label="Learned prompt", elem_id="prompt")
-                files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
-                gallery = gr.Gallery(
-                    [str(path) for path in examples],
-                    label="Examples",
-                    show_label=False,
-                    columns=6,
-                    height=120,
-                    allow_preview=False,
-                    visible=bool(examples),
-                    interactive=False,
-                    elem_id="examples",
-                )
-                classnames = gr.Textbox(
-                    "\n".join(first.classnames),
-                    label="Class names, one a line",
-                    lines=4,
-                    max_lines=12,
-                    elem_id="names",
-                )
-                template = gr.Textbox(
-                    first.card_details.zero_shot_template or DEFAULT_TEMPLATE, label="Hand-written prompt"
-                )
-                button = gr.Button("Classify", variant="primary", elem_id="classify")
-            with gr.Column():
-                page = gr.HTML(elem_id="results")
-                with gr.Accordion("As JSON", open=False):
-                    rows = gr.JSON(show_label=False)
+            prompt = _classify_tab(app, mine)
         with gr.Tab("Learn"):
-            gr.Markdown(
-                "Upload a `.zip` of a folder with one sub-folder of images for each class, named as the class is "
-                f"called. At most {MAX_ARCHIVE_BYTES // 2**20} MiB; 1 to 16 images of a class are learned from, the "
-                "others measured on."
-            )
-            archive = gr.File(label="Folder, as .zip", file_types=[".zip"], elem_id="archive")
-            shots = gr.Slider(1, MAX_SHOTS, value=MAX_SHOTS, step=1, label="Images of a class to learn from")
-            start = gr.Button("Learn", variant="primary", elem_id="learn")
-            status = gr.HTML(elem_id="status")
-            download = gr.DownloadButton("Download the prompt", elem_id="download")
-            with gr.Accordion("Push it to the Hub", open=False):
-                repository = gr.Textbox(label="Repository", placeholder="user/name")
-                user_token = gr.Textbox(label="Your token, with the right to write", type="password")
-                pushed = gr.HTML()
-                gr.Button("Push").click(
-                    push, [repository, user_token, mine], pushed, api_visibility="private", concurrency_limit=2
-                )
-        inputs, outputs = [prompt, classnames, template, mine], [page, rows]
-        gr.on(
-            [button.click, files.upload, classnames.submit, template.submit],
-            classify,
-            [files, *inputs],
-            outputs,
-            api_name="classify",
-        )
-        gallery.select(pick, inputs, outputs, api_visibility="private")
-        prompt.change(choose, [prompt, mine], [classnames, template], api_visibility="private")
-        start.click(learn, [archive, shots], [status, mine, prompt, download], api_name="learn", concurrency_limit=1)
+            _learn_tab(app, mine, prompt)
     blocks.queue(max_size=64, default_concurrency_limit=4)
     return blocks
+
+
+def _classify_tab(app: PromptApp, mine: gr.State) -> gr.Dropdown:
+    """Images, prompt and class names on the one side, the scores on the other; gives the choice of a prompt."""
+    names = list(app.shelf.models)
+    own_names, own_template = app.choose(names[0], None)
+    with gr.Column():
+        prompt = gr.Dropdown(names, value=names[0], label="Learned prompt", elem_id="prompt")
+        files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
+        gallery = gr.Gallery(
+            [str(path) for path in app.examples],
+            label="Examples",
+            show_label=False,
+            columns=6,
+            height=120,
+            allow_preview=False,
+            visible=bool(app.examples),
+            interactive=False,
+            elem_id="examples",
+        )
+        classnames = gr.Textbox(own_names, label="Class names, one a line", lines=4, max_lines=12, elem_id="names")
+        template = gr.Textbox(own_template, label="Hand-written prompt")
+        button = gr.Button("Classify", variant="primary", elem_id="classify")
+    with gr.Column():
+        page = gr.HTML(elem_id="results")
+        with gr.Accordion("As JSON", open=False):
+            rows = gr.JSON(show_label=False)
+    inputs, outputs = [prompt, classnames, template, mine], [page, rows]
+    gr.on(
+        [button.click, files.upload, classnames.submit, template.submit],
+        app.classify,
+        [files, *inputs],
+        outputs,
+        api_name="classify",
+    )
+    gallery.select(app.pick, inputs, outputs, api_visibility="private")
+    prompt.change(app.choose, [prompt, mine], [classnames, template], api_visibility="private")
+    return prompt
+
+
+def _learn_tab(app: PromptApp, mine: gr.State, prompt: gr.Dropdown) -> None:
+    """An archive of images, how far learning is, and what to do with the prompt then."""
+    gr.Markdown(LEARNING)
+    archive = gr.File(label="Folder, as .zip", file_types=[".zip"], elem_id="archive")
+    shots = gr.Slider(1, MAX_SHOTS, value=MAX_SHOTS, step=1, label="Images of a class to learn from")
+    start = gr.Button("Learn", variant="primary", elem_id="learn")
+    status = gr.HTML(elem_id="status")
+    download = gr.DownloadButton("Download the prompt", elem_id="download")
+    start.click(app.learn, [archive, shots], [status, mine, prompt, download], api_name="learn", concurrency_limit=1)
+    with gr.Accordion("Push it to the Hub", open=False):
+        repository = gr.Textbox(label="Repository", placeholder="user/name", elem_id="repository")
+        user_token = gr.Textbox(label="Your token, with the right to write", type="password", elem_id="token")
+        pushed = gr.HTML(elem_id="pushed")
+        gr.Button("Push", elem_id="push").click(
+            app.push,
+            [repository, user_token, mine],
+            [pushed, user_token],
+            api_visibility="private",
+            concurrency_limit=2,
+        )
 
 
 def launch_app(
@@ -351,6 +373,6 @@ def _zipped(model: HFCoOp) -> str:
     path = Path(tempfile.mkdtemp(prefix="hf-coop-"), "prompt.zip")
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         model.save_pretrained(folder)
-        for file in sorted(Path(folder).iterdir()):
-            archive.write(file, file.name)
+        for file in sorted(Path(folder).rglob("*")):
+            archive.write(file, file.relative_to(folder))
     return str(path)

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..data.image_files import is_image_name
 from ..data.images import load_image
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ def read_archive(file: str | os.PathLike[str] | IO[bytes]) -> Dataset:
 
 def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, str, bytes]]:
     """Class name, name and content of each image; what an entry says of its size is not believed."""
-    extensions = Image.registered_extensions()
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(entries) > MAX_ARCHIVE_FILES:
         raise ValueError(f"the .zip holds {len(entries)} files; {MAX_ARCHIVE_FILES} are allowed")
@@ -97,8 +97,7 @@ def _entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, str, bytes]]:
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
         *_, folder, name = ("", "", *path.parts)
-        hidden = name.startswith(".") or "__MACOSX" in path.parts
-        if hidden or folder in ("", "/", "..") or path.suffix.lower() not in extensions:
+        if folder in ("", "/", "..") or "__MACOSX" in path.parts or not is_image_name(path):
             continue
         with archive.open(entry) as opened:
             content = opened.read(MAX_IMAGE_BYTES + 1)
