@@ -80,6 +80,20 @@ def classify(client: Any, *files: Path, prompt: str = DIGITS, names: str = "", t
     return client.predict(images, prompt, names, template, api_name="/classify")
 
 
+def browse(url: str, session: str, function: str, *data: Any) -> dict[str, Any]:
+    """Call a function of the app as its page does, in a session of its own; gives the last message."""
+    httpx = pytest.importorskip("httpx")
+    calls = httpx.get(f"{url}config").json()["dependencies"]
+    (number,) = [call["id"] for call in calls if call["api_name"] == function]
+    call = {"data": [*data, None], "fn_index": number, "session_hash": session}  # None: the state, which is kept there
+    assert httpx.post(f"{url}gradio_api/queue/join", json=call).status_code == 200
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: ") and (message := json.loads(line[6:]))["msg"] == "process_completed":
+                return message
+    raise AssertionError("no answer")
+
+
 def test_scores_of_both_prompts(client, folder):
     page, rows = classify(client, folder / "examples" / "0.png", folder / "examples" / "1.png")
     expected = HFCoOp.from_pretrained(folder / DIGITS).predict([folder / "examples" / f"{n}.png" for n in (0, 1)])
@@ -154,6 +168,27 @@ def test_archives_that_cannot_be_learned_from(client, folder, tmp_path):
     for name, message in (("no.zip", "not a .zip file that can be read"), ("bad.zip", "&lt;b&gt;a/1.png: ")):
         with pytest.raises(gradio_client.exceptions.AppError, match=message):
             client.predict(gradio_client.handle_file(tmp_path / name), 4, api_name="/learn")
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"Upload a \.zip of a folder"):
+        client.predict(None, 4, api_name="/learn")
+
+
+@pytest.mark.slow
+def test_ten_thousand_files(url, client, folder, tmp_path):
+    """Posted for real: as images, and in an archive; the app then still answers."""
+    httpx = pytest.importorskip("httpx")
+    content, files = (folder / "examples" / "0.png").read_bytes(), []
+    for start in range(0, 10_000, 500):
+        parts = [("files", (f"{number}.png", content)) for number in range(start, start + 500)]
+        files += httpx.post(f"{url}gradio_api/upload", files=parts, timeout=60).raise_for_status().json()
+    images = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in files]
+    refused = browse(url, "many", "classify", images, DIGITS, "", "")
+    assert refused["output"]["error"] == "10000 images: at most 64 go at a time."
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(10_000):
+            archive.writestr(f"digits/{number % 10}/{number}.png", content)
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"the \.zip holds 10000 files; 5000 are allowed"):
+        client.predict(gradio_client.handle_file(tmp_path / "many.zip"), 4, api_name="/learn")
+    assert len(classify(client, folder / "examples" / "0.png")[1]) == 1
 
 
 def test_two_users_at_once_get_their_own_results(url, folder):
@@ -211,20 +246,6 @@ def test_it_is_a_server_of_the_model_context_protocol(url):
     assert set(described) == {"classify", "learn"}
 
 
-def browse(url: str, session: str, function: str, *data: Any) -> dict[str, Any]:
-    """Call a function of the app as its page does, in a session of its own; gives the last message."""
-    httpx = pytest.importorskip("httpx")
-    calls = httpx.get(f"{url}config").json()["dependencies"]
-    (number,) = [call["id"] for call in calls if call["api_name"] == function]
-    call = {"data": [*data, None], "fn_index": number, "session_hash": session}  # None: the state, which is kept there
-    assert httpx.post(f"{url}gradio_api/queue/join", json=call).status_code == 200
-    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data: ") and (message := json.loads(line[6:]))["msg"] == "process_completed":
-                return message
-    raise AssertionError("no answer")
-
-
 @pytest.mark.slow
 def test_a_learned_prompt_is_pushed_with_the_users_own_token(folder, tmp_path):
     """By a process whose Hub is on loopback, and which has a token itself that would do."""
@@ -278,6 +299,14 @@ def test_a_port_that_is_taken(folder):
         done = CliRunner().invoke(command, ["app", str(folder / DIGITS), "--port", str(port)])
     assert done.exit_code == 1
     assert f"error: cannot listen on port {port}: it is taken" in done.output
+
+
+def test_an_adapter_that_is_not_there(folder):
+    for options in ([], ["--export_space", str(folder / "space")]):
+        done = CliRunner().invoke(command, ["app", str(folder / DIGITS), str(folder / "nowhere"), *options])
+        assert done.exit_code == 1
+        assert f"error: '{folder / 'nowhere'}'" in done.output or "nowhere" in done.output
+    assert not (folder / "space").exists()
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def test_an_archive_by_class(tmp_path, monkeypatch):
         ({"a/1.png": png()}, "holds images of 1 classes"),
         ({"1.png": png(), "2.png": png()}, "holds images of 0 classes"),
         ({"a/1.png": png(), "b/2.png": b"no image"}, "b/2.png: this is not an image"),
+        ({"a/1.png": png(), "b/2.png": bytes(2**26)}, "b/2.png: the file has 16 MiB; 16 are allowed"),  # 64 KiB
         ({"a/1.png": png(), "b/2.png": png((9000, 9000), mode="1")}, "b/2.png: the image has 9000 x 9000 pixels"),
     ],
 )
