@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -97,6 +98,17 @@ def errors_as_messages() -> Iterator[None]:
         sys.exit(128 + 13)  # as a shell tells of SIGPIPE
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"error: {one_line(str(error))}")
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Imports make a million objects that stay: looking for garbage among them takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _print_version(wanted: bool) -> None:

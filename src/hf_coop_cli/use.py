@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from .command import USE, Adapter, BaseModel, DataDir, Revision, Token, app, errors_as_messages, of_images
+from .command import (
+    USE,
+    Adapter,
+    BaseModel,
+    DataDir,
+    Revision,
+    Token,
+    app,
+    errors_as_messages,
+    of_images,
+    quick_imports,
+)
 
 MAX_SHOWN = 20_000  # characters of one fact about an adapter
 
@@ -152,7 +163,8 @@ def predict(
         if is_onnx:
             model = OnnxClassifier(adapter)
         else:
-            from hf_coop import HFCoOp
+            with quick_imports():
+                from hf_coop import HFCoOp
 
             model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
         top_k = min(top_k, len(model.classnames))
@@ -244,8 +256,9 @@ def web_app(
 ) -> None:
     """Start a web app: learned prompts beside hand-written ones, and learning from one's own images."""
     with errors_as_messages():
-        from hf_coop.serving.app import launch_app
-        from hf_coop.serving.space import export_space
+        with quick_imports():
+            from hf_coop.serving.app import launch_app
+            from hf_coop.serving.space import export_space
 
         images: dict[str, Any] = {"examples_dir": examples_dir, "token": token}
         if space is not None:
