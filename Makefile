@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,app]"
 	touch $@
 
 demo: install
@@ -25,7 +25,8 @@ test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "" --crafted $(CRAFTED)
 
 # The suite at the oldest versions that pyproject.toml allows, and at the newest there are; of torch, whose other builds
-# are gigabytes, both take the one of constraints.txt. `make test-lowest TORCH=2.8.0` checks the oldest torch as well.
+# are gigabytes, both take the one of constraints.txt. Without the app, whose Gradio holds Pillow and pydantic back.
+# `make test-lowest TORCH=2.8.0` checks the oldest torch as well.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 
 test-lowest:
