@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 
 from hf_coop import CoCoOpConfig, CoOpConfig, HFCoOp
 from hf_coop.encoding.prompts import clean_classname
-from hf_coop.errors import one_line
+from hf_coop.errors import one_line, short
 from hf_coop.evaluation.nearest_words import nearest_words
 from hf_coop.hub.adapter_files import CONFIG_FILE
 from hf_coop.hub.card_file import REPO_PLACEHOLDER
-from hf_coop.hub.model_card import CardDetails, create_model_card, plain_text
+from hf_coop.hub.model_card import MAX_NAME, CardDetails, create_model_card, plain_text
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -198,7 +198,7 @@ def test_hostile_names_come_out_as_plain_text():
 def test_any_names_make_a_card_that_shows_them(names, dataset, training):
     details = CardDetails(dataset_name=dataset, learned={"accuracy": 0.5}, training=training)
     content = create_model_card(CoOpConfig(classnames=names), details).content
-    assert table_cells(content, "Classes")[3::2] == [one_line(name) for name in names]
+    assert table_cells(content, "Classes")[3::2] == [one_line(short(name, MAX_NAME)) for name in names]
     assert not [text for kind, text in rendered(content) if kind in ("html_inline", "html_block", "link_open")]
     metadata = yaml.safe_load(content.split("---\n")[1])
     assert metadata["hf_coop"].get("dataset_name", "") == one_line(dataset)
