@@ -49,11 +49,8 @@ def test_reading_takes_all_or_none(tmp_path):
     assert CardFigures.read(tmp_path, "") is None
     figures.write(tmp_path)
     assert CardFigures.read(tmp_path, "").files == figures.files
-    (tmp_path / "figures" / "reliability.png").write_bytes(b"<script>")
-    with pytest.raises(ValueError, match=r"figures/reliability.png is no PNG file"):
-        CardFigures.read(tmp_path, "")
-    (tmp_path / "figures" / "reliability.png").write_bytes(PNG_START + bytes(2**18))
-    with pytest.raises(ValueError, match=r"reliability.png"):
-        CardFigures.read(tmp_path, "")
+    for content in (b"<script>", PNG_START + bytes(2**18)):
+        (tmp_path / "figures" / "reliability.png").write_bytes(content)
+        assert CardFigures.read(tmp_path, "") is None
     (tmp_path / "figures" / "reliability.png").unlink()
     assert CardFigures.read(tmp_path, "") is None

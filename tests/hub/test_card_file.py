@@ -116,7 +116,6 @@ class TestFigures:
         assert "figures" not in (saved / "README.md").read_text()
 
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"<svg>")])
-    @pytest.mark.filterwarnings("ignore:.*not readable")
     def test_without_the_files_there_are_no_links(self, saved, tmp_path, damage):
         damage(saved / FIGURE_FILES[1])
         HFCoOp.from_pretrained(saved).save_pretrained(tmp_path / "again")

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from ..encoding import distinct_classnames
-from ..pretrained import check_plain_file
 from . import prompt_figures as figures
 from .metrics import Guesses
 
@@ -70,19 +69,13 @@ class CardFigures:
 
     @classmethod
     def read(cls, folder: Path, images: str) -> CardFigures | None:
-        """The figures beside a card; None unless all are there. They may be a stranger's, and are not decoded.
-
-        Raises:
-            ValueError: a file is no PNG or too large.
-        """
+        """The figures beside a card; None unless all are there, as small PNG files. They are not decoded."""
         paths = {name: folder / FOLDER / name for name in CARD_FIGURES}
-        if not all(path.is_file() for path in paths.values()):
+        if not all(path.is_file() and path.stat().st_size <= MAX_BYTES for path in paths.values()):
             return None
-        for path in paths.values():
-            check_plain_file(path, MAX_BYTES)
         files = {name: path.read_bytes() for name, path in paths.items()}
-        if wrong := [name for name, content in files.items() if not content.startswith(PNG_START)]:
-            raise ValueError(f"{FOLDER}/{wrong[0]} is no PNG file")
+        if not all(content.startswith(PNG_START) for content in files.values()):
+            return None
         return cls(images, partial(dict, files))
 
     @cached_property
