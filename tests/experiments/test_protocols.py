@@ -151,6 +151,7 @@ def test_options_that_are_not_here(options, message):
         (["--kgcoop_wait", "4"], "unknown option '--kgcoop_wait': did you mean --kgcoop_weight?"),
         (["--recipe", "slow"], "invalid choice: 'slow'"),
         (["demo"], "unknown option 'demo'"),
+        (["--subsample_classes", "new"], "unknown option '--subsample_classes'"),
     ],
 )
 def test_options_that_are_wrong(options, message, capsys):
