@@ -23,6 +23,7 @@ from transformers import set_seed
 from hf_coop import CoOpTrainingArguments, HFCoOp, data
 from hf_coop.demo import clip_named
 from hf_coop.encoding import check_templates
+from hf_coop.escaping import tell
 from hf_coop.evaluation import accuracies_told, plot_training_curves
 from hf_coop.files import staged_folder
 from hf_coop.training import (
@@ -123,7 +124,7 @@ def train(
             best, accuracy = (scores["training"][name] for name in ("best_epoch", "best_eval_accuracy"))
             print(f"the best epoch was {best}, with a validation accuracy of {accuracy:.2%}")
         print(accuracies_told(scores))
-        print(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
+        tell(f"saved to {args.output_dir} in {sum(seconds.values()):.0f} s")
     if args.push_to_hub:
         trainer.push_to_hub()
     return metrics

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_coop.errors import one_line as one_line
+    from hf_coop.escaping import one_line as one_line
     from hf_coop.serving.classify_files import classify_files as classify_files
     from hf_coop.serving.classify_files import find_images as find_images
     from hf_coop.serving.onnx_classifier import OnnxClassifier as OnnxClassifier
@@ -30,7 +30,7 @@ else:
         _package.__path__ = [str(Path(__file__).parent.joinpath("hf_coop", _room.removeprefix(".")))]
         sys.modules[_package.__name__] = _package
     for _module, _names in {
-        "errors": ["one_line"],
+        "escaping": ["one_line"],
         "serving.classify_files": ["classify_files", "find_images"],
         "serving.onnx_classifier": ["OnnxClassifier"],
         "serving.outputs": ["csv_header", "csv_line", "json_line"],

@@ -14,7 +14,8 @@ from conftest import CLASSNAMES, PARITY
 from safetensors.torch import load_file, save_file
 
 from hf_coop import CoOpConfig, HFCoOp
-from hf_coop.errors import one_line, short
+from hf_coop.errors import short
+from hf_coop.escaping import one_line
 from hf_coop.pretrained import check_download, check_plain_file, check_revision, check_source, naming_source, read_json
 
 SOUND_REVISIONS = ["main", "v1.0", "refs/pr/1", "feature/x-y_z", "0123abc" * 5, "release-1.2.3+build", "ünïcode"]

@@ -15,8 +15,8 @@ MODULES = {
 }
 # A module imports from its own room and from rooms that stand before it here, never from a later one.
 ROOMS = [
-    *("version", "errors", "files", "pretrained", "encoding", "tuners", "demo", "data", "evaluation", "hub"),
-    *("prediction", "modeling", "data.features", "training", "serving", "experiments"),
+    *("version", "escaping", "errors", "files", "pretrained", "encoding", "tuners", "demo", "data", "evaluation"),
+    *("hub", "prediction", "modeling", "data.features", "training", "serving", "experiments"),
 ]
 MAX_LINES = 400
 

@@ -6,13 +6,9 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
-JOINERS = "\u200c\u200d"  # unprintable, but part of words in some scripts
+from .escaping import one_line
+
 MAX_MESSAGE = 300
-
-
-def one_line(text: str) -> str:
-    """`text` on one line, without characters that cannot be seen or that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
 
 
 def short(text: object, length: int = MAX_MESSAGE) -> str:

@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 
 from .encoding import DEFAULT_TEMPLATE, base_revision, check_classnames, template_embeddings
 from .errors import some
+from .escaping import one_line
 from .hub import CardDetails, HubMixin, check_device, load_clip
 from .prediction import PredictionMixin
 from .tuners import PromptConfig, config_class_of
@@ -163,7 +164,7 @@ class HFCoOp(PredictionMixin, HubMixin, PeftModel):
         }
         if len(self.peft_config) > 1:
             lines["adapters"] = f"{', '.join(self.peft_config)}; active: {self.active_adapter}"
-        return "\n".join(["HFCoOp(", *(f"  {name:<9}{value}" for name, value in lines.items()), ")"])
+        return "\n".join(["HFCoOp(", *(f"  {name:<9}{one_line(value)}" for name, value in lines.items()), ")"])
 
     def get_base_model(self) -> CLIPModel:
         """The base model, adapter layer inside."""

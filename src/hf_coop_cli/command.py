@@ -31,8 +31,7 @@ class OneLineErrors(TyperGroup):
         except _UsageError as error:
             if type(error).__name__ != "NoArgsIsHelpError":  # which has shown the help
                 command = error.ctx.command_path if error.ctx else "hf-coop"
-                message = " ".join(error.format_message().split())
-                typer.echo(f"error: {message} (`{command} --help` lists what there is)", err=True)
+                say(f"error: {error.format_message()} (`{command} --help` lists what there is)", err=True)
             sys.exit(error.exit_code)
 
 
@@ -83,6 +82,13 @@ DataDir = Annotated[
 def of_images(name: str, text: str) -> Any:
     """An option that says which images to take."""
     return typer.Option(f"--{name}", help=text, rich_help_panel="Images")
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print `text` on one line, with nothing in it that a terminal would obey."""
+    from hf_coop_onnx import one_line
+
+    typer.echo(one_line(text), err=err)
 
 
 @contextmanager

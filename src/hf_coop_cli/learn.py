@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .command import LEARN, DataDir, SpacedLists, Token, TrainCommand, app, errors_as_messages
+from .command import LEARN, DataDir, SpacedLists, Token, TrainCommand, app, errors_as_messages, say
 
 OWN, RUNNING, SHOWN = "Your own images instead of a benchmark", "Running", "What is shown"  # groups of options
 
@@ -190,7 +190,7 @@ def cache_show() -> None:
 
     files = cached_features()
     size = sum(path.stat().st_size for path in files) / 2**20
-    typer.echo(f"{feature_cache()}: features of {len(files)} sets of images, {size:,.1f} MiB")
+    say(f"{feature_cache()}: features of {len(files)} sets of images, {size:,.1f} MiB")
 
 
 @cache_app.command("clear")
@@ -199,7 +199,7 @@ def cache_clear() -> None:
     from hf_coop.data import clear_feature_cache, feature_cache
 
     with errors_as_messages():
-        typer.echo(f"{feature_cache()}: {clear_feature_cache() / 2**20:,.1f} MiB deleted")
+        say(f"{feature_cache()}: {clear_feature_cache() / 2**20:,.1f} MiB deleted")
 
 
 def _run_example(name: str, context: typer.Context) -> None:

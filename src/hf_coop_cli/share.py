@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command import SHARE, Adapter, BaseModel, Revision, Token, app, errors_as_messages
+from .command import SHARE, Adapter, BaseModel, Revision, Token, app, errors_as_messages, say
 
 
 @app.command(rich_help_panel=SHARE)
@@ -37,7 +37,7 @@ def push(
             revision=revision,
             create_pr=create_pr,
         )
-    typer.echo(commit.pr_url or commit.commit_url)
+    say(commit.pr_url or commit.commit_url)
 
 
 @app.command(rich_help_panel=SHARE)
@@ -71,7 +71,7 @@ def convert(
             token=token,
         )
         converted.save_pretrained(output)
-    typer.echo(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
+    say(f"{len(names)} classes, {converted.prompt_config.n_ctx} context vectors: saved to {output}")
 
 
 @app.command(rich_help_panel=SHARE)
@@ -96,7 +96,7 @@ def export(
         if push and Path(adapter).is_dir():
             raise ValueError(f"{adapter!r} is a folder: push it (hf-coop push), then export its repository")
         model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token)
-        typer.echo(export_model(model, output, int8))
+        say(str(export_model(model, output, int8)))
         if push:
             commit = push_file(output, adapter, token=token, revision=revision)
-            typer.echo(commit.commit_url)
+            say(commit.commit_url)

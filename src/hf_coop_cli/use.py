@@ -22,6 +22,7 @@ from .command import (
     errors_as_messages,
     of_images,
     quick_imports,
+    say,
 )
 
 MAX_SHOWN = 20_000  # characters of one fact about an adapter
@@ -224,7 +225,7 @@ def explain(
         model = HFCoOp.from_pretrained(adapter, base_model, revision=revision, token=token, device=device)
         facts = {"prompt": name_of(adapter), "data set": benchmark or name_of(dataset_name or test_dir)}
         path = write_report(model, images, output_dir, template, facts)
-    typer.echo(f"{path}: open it in a browser")
+    say(f"{path}: open it in a browser")
 
 
 @app.command(rich_help_panel=USE)
@@ -263,7 +264,7 @@ def web_app(
         images: dict[str, Any] = {"examples_dir": examples_dir, "token": token}
         if space is not None:
             export_space(space, adapters, base_model, **images)
-            typer.echo(f"a Space in {space}: hf upload user/name {space} . --repo-type space")
+            say(f"a Space in {space}: hf upload user/name {space} . --repo-type space")
         else:
             launch_app(adapters, base_model, **images, device=device, host=host, port=port, mcp=mcp)
 

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hostile_names import Page
 from PIL import Image
 
 from hf_coop.evaluation import Guesses
 from hf_coop.evaluation import prompt_figures as figures
 from hf_coop.evaluation.report import Explanation, render_report, to_svg
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "price $5 and $6 off",
-    r"back\slash_$x$",
-    "日本 & co",
-    '" onload="x',
-    "a" * 300,
-]
 
 
 def made(names: list[str], per_class: int = 4, seed: int = 0) -> Explanation:
@@ -50,31 +41,7 @@ def texts(figure) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", to_svg(figure))
 
 
-class Page(HTMLParser):
-    """Tags and attributes as a browser reads them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 class TestReport:
-    def test_class_names_are_text(self):
-        page = Page(report_of(made(HOSTILE)))
-        assert not [tag for tag, _ in page.tags if tag in ("script", "i", "iframe", "link")]
-        assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-        for name in ("<script>alert(1)</scr…", *HOSTILE[1:5]):
-            assert name in page.text
-        assert "<i>x</i>" in page.text
-
     def test_nothing_is_loaded_from_elsewhere(self):
         page = report_of(made(["cat", "dog"]))
         for tag, attributes in Page(page).tags:

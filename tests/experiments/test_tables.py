@@ -61,10 +61,10 @@ def test_markdown_and_latex():
     assert r"CoOp & \textbf{52.0 $\pm$ 0.8} & \textbf{72.0 $\pm$ 0.8} \\" in latex
     assert r"\begin{tabular}{lrr}" in latex
     strange = Table("a_b & 50% | <i>", ["#1"], {"x|y*_$": {"#1": Cell(50.0)}, "none": {}})
-    assert r"x\|y\*\_$" in strange.markdown()
+    assert r"x\|y\*\_\$" in strange.markdown()
     assert "| none | – |" in strange.markdown()
     assert "**50.0**" in strange.markdown()
-    assert r"\caption{a\_b \& 50\% | <i>.}" in strange.latex()
+    assert r"\caption{a\_b \& 50\% \textbar{} \textless{}i\textgreater{}.}" in strange.latex()
     assert r"none & --" in strange.latex()
 
 

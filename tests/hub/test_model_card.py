@@ -9,35 +9,20 @@ import pytest
 import torch
 import yaml
 from conftest import CLASSNAMES, PARITY
+from hostile_names import rendered, table_cells
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from hf_coop import CoCoOpConfig, CoOpConfig, HFCoOp
 from hf_coop.encoding.prompts import clean_classname
-from hf_coop.errors import one_line, short
+from hf_coop.errors import short
+from hf_coop.escaping import markdown_text, one_line
 from hf_coop.evaluation.nearest_words import nearest_words
 from hf_coop.hub.adapter_files import CONFIG_FILE
 from hf_coop.hub.card_file import REPO_PLACEHOLDER
-from hf_coop.hub.model_card import MAX_NAME, CardDetails, create_model_card, plain_text
+from hf_coop.hub.model_card import MAX_NAME, CardDetails, create_model_card
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "[click](http://evil.example)",
-    "![x](http://evil.example/x.png)",
-    "http://evil.example www.evil.example",
-    "{{ 7 * 7 }} {% raw %} {# no #}",
-    "a | b | c",
-    "`code` **bold** _it_ ~~no~~ $x^2$",
-    "---\nlicense: mit\n---",
-    "</details> <!-- -->",
-    "&lt;b&gt; \\ \\| \\`",
-    "# heading\n\n- list\n\n```\ncode\n```",
-    "'single' \"double\": yaml, [1, 2] {a: b} !!python/object:os.system",
-    "1. one",
-    "\u202eright to left\u202c \x1b[31mred\x07",
-]
 DETAILS = CardDetails(
     dataset_name="Flowers 102",
     dataset_id="user/flowers",
@@ -54,34 +39,12 @@ DETAILS = CardDetails(
 )
 any_text = st.text(st.sampled_from("<>[](){}|`*_~$&#%!\\:/-+=.1 \n\tab") | st.characters(exclude_categories=["Cs"]))
 class_names = st.lists(
-    any_text.filter(clean_classname), min_size=1, max_size=6, unique_by=lambda name: clean_classname(name).casefold()
+    any_text.filter(lambda name: one_line(clean_classname(name))),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda name: clean_classname(name).casefold(),
 )
 plain_values = st.one_of(any_text, st.integers(), st.booleans(), st.floats(allow_nan=False))
-
-
-def rendered(markdown: str) -> list[tuple[str, str]]:
-    """`(kind, text)` of each inline piece of a document, as CommonMark with tables reads it."""
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    pieces = []
-    for block in parser.parse(markdown):
-        if block.type in ("html_block", "fence"):
-            pieces.append((block.type, block.content))
-        for inline in block.children or []:
-            pieces.append((inline.type, inline.content))
-    return pieces
-
-
-def table_cells(markdown: str, heading: str) -> list[str]:
-    """The text of each cell of the first table under a heading."""
-    tokens = MarkdownIt("commonmark").enable("table").parse(markdown.split(f"## {heading}")[1])
-    inside, cells = False, []
-    for token in tokens:
-        if token.type == "table_close":
-            break
-        if token.type == "inline" and inside:
-            cells.append("".join(child.content for child in token.children))
-        inside = token.type in ("td_open", "th_open")
-    return cells
 
 
 def test_metadata():
@@ -176,23 +139,6 @@ def test_many_classes_are_folded():
     assert "<details>" not in create_model_card(CoOpConfig(classnames=names[:5])).content
 
 
-def test_hostile_names_come_out_as_plain_text():
-    config = CoOpConfig(classnames=HOSTILE, base_model_name_or_path="x ``` # {{ 1 }} <b>")
-    details = CardDetails(
-        dataset_name=HOSTILE[0], split=HOSTILE[7], learned={"accuracy": 1.0}, training={"a|b": "c|d"}
-    )
-    words = [[(name, 1.0)] for name in HOSTILE]
-    content = create_model_card(config, details, words).content
-    assert table_cells(content, "Classes")[3::2] == [one_line(name) for name in HOSTILE]
-    pieces = rendered(content.split("---\n", 2)[2])
-    assert not [text for kind, text in pieces if kind in ("html_inline", "html_block", "image")]
-    assert len([text for kind, text in pieces if kind == "fence"]) == 4
-    assert not [kind for kind, text in pieces if kind in ("em_open", "strong_open", "s_open", "link_open")]
-    assert ModelCard(content).data.to_dict().keys() <= {
-        *("library_name", "pipeline_tag", "tags", "model-index", "hf_coop"),
-    }
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(names=class_names, dataset=any_text, training=st.dictionaries(any_text, plain_values, max_size=3))
 def test_any_names_make_a_card_that_shows_them(names, dataset, training):
@@ -208,8 +154,8 @@ def test_any_names_make_a_card_that_shows_them(names, dataset, training):
 @settings(max_examples=300, deadline=None)
 @given(text=any_text)
 @example(text="*a* `b` <i>c</i> [d](e) ~~f~~ \\* &amp; ![g](h)")
-def test_plain_text_is_one_line_that_renders_as_itself(text):
-    shown = plain_text(text)
+def test_markdown_text_is_one_line_that_renders_as_itself(text):
+    shown = markdown_text(text)
     assert "\n" not in shown
     pieces = rendered(f"x {shown} x")
     assert {kind for kind, _ in pieces} <= {"text", "text_special"}

@@ -42,9 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
     torch.manual_seed(0)
     HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES, n_ctx=4).save_pretrained(folder / DIGITS)
-    HFCoOp.from_clip(DEMO_CLIP, CLASSNAMES[:9], n_ctx=4, class_specific_context=True).save_pretrained(
-        folder / SPECIFIC
-    )
+    names = [*CLASSNAMES[:8], "two\nlines"]
+    HFCoOp.from_clip(DEMO_CLIP, names, n_ctx=4, class_specific_context=True).save_pretrained(folder / SPECIFIC)
     digits = load_digits_dataset()
     (folder / "examples").mkdir()
     for number in range(6):
@@ -114,6 +113,13 @@ def test_class_names_are_text_and_a_specific_prompt_says_why_not(client, folder)
         classify(client, folder / "examples" / "0.png", prompt=SPECIFIC, names=names)
     with pytest.raises(gradio_client.exceptions.AppError, match="must have"):
         classify(client, folder / "examples" / "0.png", template="no braces")
+
+
+def test_names_stand_one_a_line(client, folder):
+    """One with a line break was taken for two, and a class-specific prompt knew neither."""
+    names = "\n".join([*CLASSNAMES[:8], "two lines"])
+    _, rows = classify(client, folder / "examples" / "0.png", prompt=SPECIFIC, names=names)
+    assert rows == classify(client, folder / "examples" / "0.png", prompt=SPECIFIC)[1]
 
 
 def test_files_that_are_no_images(client, folder, tmp_path):

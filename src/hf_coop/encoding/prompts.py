@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..escaping import one_line
+
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no tokenizer takes
 CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
 MAX_CLASSES = 100_000
@@ -54,7 +56,7 @@ def check_classnames(classnames: Any) -> list[str]:
             raise TypeError(f"class name {label} is {name!r:.80} of type {type(name).__name__}: names must be strings")
         if SURROGATE.search(name):
             raise ValueError(f"class name {label} is {name!r:.80}: it has half a character (a lone surrogate)")
-        if not clean_classname(name):
+        if not one_line(clean_classname(name)):
             raise ValueError(f"class name {label} is blank ({name!r:.80}): every class needs a name")
     return names
 

@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..escaping import figure_text
+
+LONGEST_NAME = 40
 FEW_POINTS = 30  # a curve of so many shows each; of a single one nothing else could be seen
 
 
@@ -39,7 +42,7 @@ def plot_training_curves(
         if measured:
             panels["accuracy"].plot(*zip(*measured, strict=True), marker=marker, markersize=4, label=label)
     for (name, accuracy), style in zip((test_accuracies or {}).items(), ("--", "-.", ":"), strict=False):
-        label = f"{name}, on test images: {accuracy:.1%}"
+        label = f"{figure_text(name, LONGEST_NAME)}, on test images: {accuracy:.1%}"
         panels["accuracy"].axhline(100 * accuracy, color="black", linestyle=style, linewidth=1, label=label)
     panels["accuracy"].set(title="accuracy", ylabel="%")
     figure.legend(*panels["accuracy"].get_legend_handles_labels(), ncols=4, loc="outside lower center")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..encoding import distinct_classnames
+from ..escaping import figure_text, one_line
 from .metrics import CALIBRATION_BINS, Guesses, bins_of
 
 BEFORE, AFTER, GAINED, LOST, GREY, INK = "#8b93a1", "#2b83f6", "#2e9e6b", "#dd5a4f", "#9aa0a8", "#111111"
@@ -62,7 +63,7 @@ def class_similarity(
             if row != column:
                 colour, text = "w" if value < (low + high) / 2 else INK, f"{value:.2f}".replace("-0.00", "0.00")
                 axes.text(column, row, text, ha="center", va="center", size=7, color=colour)
-    axes.set_title(title)
+    axes.set_title(figure_text(title))
     return figure
 
 
@@ -158,7 +159,7 @@ def embedding_map(
     if limits is not None:
         axes.update_datalim(limits)
         axes.autoscale_view()
-    axes.set_title(title)
+    axes.set_title(figure_text(title))
     if chosen:
         axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=8, frameon=False, markerscale=0.6)
     return figure
@@ -191,7 +192,7 @@ def confusion_matrix(
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class's images")
     _name_both_axes(axes, _captions(classnames), chosen)
-    axes.set(title=title, xlabel="predicted", ylabel="true class")
+    axes.set(title=figure_text(title), xlabel="predicted", ylabel="true class")
     if len(chosen) <= MAX_NUMBERED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
@@ -281,7 +282,7 @@ def reliability_diagram(guesses: Mapping[str, Guesses], labels: np.ndarray) -> A
         curve = [100 * total[full] / counts[full] for total in sums]
         axes.plot(*curve, color=colour, linewidth=1.5)
         sizes = 8 + 160 * counts[full] / len(labels)
-        label = f"{name}: calibration error {100 * found.calibration_error(labels):.1f}"
+        label = f"{figure_text(name)}: calibration error {100 * found.calibration_error(labels):.1f}"
         axes.scatter(*curve, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
     axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence in %", ylabel="accuracy in %", title="Reliability")
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, frameon=False)
@@ -332,14 +333,14 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _captions(classnames: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
-    """Class names as they stand in a figure: told apart, short, and never taken for a formula."""
-    names = distinct_classnames(classnames)
+    """Class names as they stand in a figure: told apart, and short."""
+    names = distinct_classnames([*map(one_line, classnames)])
     short = [name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…" for name in names]
     count, half = Counter(short), longest // 2
     for k, name in enumerate(names):
         if count[short[k]] > 1:  # then they may differ in their ends
             short[k] = f"{name[: longest - 1 - half].rstrip()}…{name[-half:].lstrip()}"
-    return [name.replace("$", r"\$") for name in short]
+    return [*map(figure_text, short)]
 
 
 def _name_both_axes(axes: Any, names: Sequence[str], order: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..encoding import distinct_classnames
+from ..escaping import one_line
 from . import prompt_figures as figures
 from .metrics import Guesses, expected_calibration_error
 
@@ -86,8 +87,10 @@ def render_report(explanation: Explanation, images: dict[int, Image.Image]) -> s
     import jinja2
 
     labels, (before, after) = explanation.labels, explanation.predicted
-    names = distinct_classnames(explanation.classnames)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    names = distinct_classnames([*map(one_line, explanation.classnames)])
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     page = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     accuracy = [float((guesses == labels).mean()) for guesses in (before, after)]
     put_right, put_wrong = (int(((a == labels) & (b != labels)).sum()) for a, b in ((after, before), (before, after)))
@@ -106,6 +109,11 @@ def render_report(explanation: Explanation, images: dict[int, Image.Image]) -> s
         words=explanation.words,
         few=len(names) <= figures.MAX_NAMED,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the page's template writes: any text on one line, but for its own figures."""
+    return one_line(value) if type(value) is str else value
 
 
 def draw_figures(explanation: Explanation) -> dict[str, list[Any]]:

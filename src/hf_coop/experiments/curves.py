@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..escaping import figure_text
 from .tables import Cell, Table
 
 PANEL = (4.2, 3.3)  # inches
 MAX_ACROSS = 4
+LONGEST_TITLE, LONGEST_NAME = 100, 40
 MARKERS = "osD^vPX*<>"
 
 
@@ -36,12 +39,12 @@ def plot_tables(tables: Sequence[Table], title: str, ci95: bool, paths: Sequence
     width = max(PANEL[0], 0.9 * columns) if not _is_curve(tables[0]) else PANEL[0]
     figure = Figure(figsize=(max(5.5, width * across), PANEL[1] * down + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(figure_text(title, LONGEST_TITLE))
     panels = figure.subplots(down, across, squeeze=False).flat
     for table, axes in zip(tables, panels, strict=False):
         draw = _draw_curves if _is_curve(table) else _draw_marks
         draw(axes, table, names, ci95)
-        axes.set_title(table.title, fontsize=10)
+        axes.set_title(figure_text(table.title, LONGEST_NAME), fontsize=10)
         axes.grid(alpha=0.3)
         axes.margins(y=0.08)
     for axes in list(figure.axes)[len(tables) :]:
@@ -50,7 +53,8 @@ def plot_tables(tables: Sequence[Table], title: str, ci95: bool, paths: Sequence
         figure.axes[row * across].set_ylabel("test accuracy (%)")
     labelled = figure.axes[0].get_legend_handles_labels()
     figure.legend(*labelled, loc="outside lower center", ncols=min(len(names), 2 * across + 1), frameon=False)
-    with rc_context({"svg.hashsalt": "hf-coop"}):  # the same picture is the same bytes
+    with rc_context({"svg.hashsalt": "hf-coop"}), warnings.catch_warnings():  # the same picture is the same bytes
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of other scripts, which matplotlib's font lacks
         for path in paths:
             kind = Path(path).suffix[1:]
             figure.savefig(path, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -80,7 +84,7 @@ def _draw_curves(axes: Any, table: Table, names: Sequence[str], ci95: bool) -> N
         means, spreads = [cell.mean for cell in cells], [_spread(cell, ci95) for cell in cells]
         same = len({(cell.mean, cell.seeds) for cell in cells}) == 1 and cells[0].seeds == 1 if cells else False
         style = {"linestyle": "--"} if same else {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-        axes.plot(places, means, color=f"C{number}", label=name, **style)
+        axes.plot(places, means, color=f"C{number}", label=figure_text(name, LONGEST_NAME), **style)
         low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
         axes.fill_between(places, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
@@ -106,8 +110,9 @@ def _draw_marks(axes: Any, table: Table, names: Sequence[str], ci95: bool) -> No
             color=f"C{number}",
             capsize=3,
             markersize=5,
-            label=name,
+            label=figure_text(name, LONGEST_NAME),
         )
-    turned = {"rotation": 30, "ha": "right"} if sum(map(len, table.columns)) > 36 else {}
-    axes.set_xticks(range(len(table.columns)), table.columns, **turned)
+    captions = [figure_text(column, LONGEST_NAME) for column in table.columns]
+    turned = {"rotation": 30, "ha": "right"} if sum(map(len, captions)) > 36 else {}
+    axes.set_xticks(range(len(captions)), captions, **turned)
     axes.set_xlim(-0.6, len(table.columns) - 0.4)

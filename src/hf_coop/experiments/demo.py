@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..data.few_shot import describe_shots, few_shot_indices
 from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_dataset
+from ..escaping import one_line
 from ..files import check_writable, staged_folder
 from ..modeling import HFCoOp
 from ..training import CoOpTrainer, CoOpTrainingArguments, measured_details, starting_prompt
@@ -45,7 +46,7 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     if shots < 1:
         raise ValueError(f"shots must be at least 1, got {shots}")
     check_writable(output)
-    console, start = Console(), time.perf_counter()
+    console, start = Console(markup=False, emoji=False), time.perf_counter()
     digits = load_digits_dataset()
     train, test = few_shot(digits["train"], shots, seed), digits["test"]
     used = Counter(train["label"][:])
@@ -82,7 +83,7 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
         before, after = (found.predictions.argmax(-1) for found in (by_hand[best], learned))
         draw_predictions(test, before, after, best, Path(folder, "demo.png"))
     check_saved(output, test, torch.from_numpy(learned.predictions), console)
-    console.print(f"Adapter, metrics.json and demo.png are in {output}")
+    console.print(one_line(f"Adapter, metrics.json and demo.png are in {output}"))
     return metrics
 
 
@@ -116,7 +117,7 @@ def check_saved(folder: Path, test: Dataset, logits: torch.Tensor, console: Cons
     names = [row[0]["label"] for row in predicted]
     if names != [CLASSNAMES[k] for k in labels.tolist()] or worst > 1e-4:
         raise RuntimeError(f"the adapter loaded from {folder} predicts otherwise than the one saved there")
-    console.print(f"Loaded again from {folder}: the same label for all {len(names)} test images.")
+    console.print(one_line(f"Loaded again from {folder}: the same label for all {len(names)} test images."))
 
 
 def draw_predictions(test: Dataset, before: np.ndarray, after: np.ndarray, template: str, path: Path) -> None:

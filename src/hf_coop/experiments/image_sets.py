@@ -93,7 +93,9 @@ def own_images(where: Mapping[str, Any], template: str | None = None) -> ImageSo
         template (`str`, *optional*): its hand-written prompt; default: CLIP's.
     """
     check_templates(template or DEFAULT_TEMPLATE)
-    path = Path(where.get("dataset_name") or Path(where.get("train_dir") or where["test_dir"]).expanduser().resolve())
+    path = Path(where.get("dataset_name") or where.get("train_dir") or where["test_dir"])
+    if path.expanduser().exists():
+        path = path.expanduser().resolve()  # no name is ".."
     name = path.parent.name if path.name in SPLIT_NAMES else path.name.removesuffix(".parquet")
     return ImageSource(name, where, template or DEFAULT_TEMPLATE)
 

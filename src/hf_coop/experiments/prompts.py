@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..escaping import markdown_text
 from ..files import staged_folder
 from ..hub.adapter_files import CARD_FILE, CONFIG_FILE
 from ..hub.card_file import REPO_PLACEHOLDER
-from ..hub.model_card import hub_id, plain_text
+from ..hub.model_card import hub_id
 from .methods import find_method
 from .protocols import Run
 from .run import prompt_folder
@@ -26,7 +29,7 @@ INDEX = """---
 ```python
 from hf_coop import HFCoOp
 
-model = HFCoOp.from_pretrained("{repo}", subfolder="{example}")
+model = HFCoOp.from_pretrained("{repo}", subfolder={example})
 model.predict("image.jpg")
 ```
 
@@ -65,19 +68,19 @@ def write_index(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         for result in row["results"]:
             tested = f"{result['tested_on']}, {result['classes']} classes"
             cells = [
-                f"[{plain_text(place)}]({place})",
+                f"[{markdown_text(place)}]({quote(place)})",
                 labels[row["method"]],
                 row["shots"],
                 row["seed"],
-                plain_text(tested),
+                markdown_text(tested),
             ]
             lines.append("| " + " | ".join(map(str, cells)) + f" | {result['accuracy']:.2%} |")
     card = INDEX.format(
         metadata=metadata.to_yaml(),
-        title=plain_text(f"Prompts of {first['protocol']}"),
+        title=markdown_text(f"Prompts of {first['protocol']}"),
         count=len(kept),
         repo=REPO_PLACEHOLDER,
-        example=next(iter(kept)),
+        example=json.dumps(next(iter(kept))),
         rows="\n".join(lines),
     )
     with staged_folder(folder) as staging:

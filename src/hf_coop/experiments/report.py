@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import some
+from ..escaping import markdown_text, tell
 from ..files import staged_folder
 from .curves import plot_tables
 from .experiment import PROMPTS, Experiment
@@ -29,7 +30,8 @@ def write_report(experiment: Experiment, results: ResultsFolder) -> None:
         seeds = ", ".join(map(str, sorted({row["seed"] for row in rows if row["shots"]})))
         about = f"Test accuracy in %, mean ± {spread} over seeds {seeds}." if seeds else "Test accuracy in %."
         shown = [*tables, *filter(None, [published_table(experiment.protocol) if experiment.published else None])]
-        markdown = "\n".join([f"# {title}\n\n{about}\n", *(table.markdown(experiment.ci95) for table in shown)])
+        heading = f"# {markdown_text(title)}\n\n{about}\n"
+        markdown = "\n".join([heading, *(table.markdown(experiment.ci95) for table in shown)])
         with staged_folder(results.folder) as staging:
             Path(staging, "tables.md").write_text(markdown, encoding="utf-8")
             latex = "\n".join(table.latex(experiment.ci95) for table in shown)
@@ -38,12 +40,12 @@ def write_report(experiment: Experiment, results: ResultsFolder) -> None:
         print(f"\n{shown[0].markdown(experiment.ci95)}")
     if experiment.save_prompts:
         write_index(results.folder / PROMPTS, rows)
-    print(f"{len(rows) - len(failed)} runs are in {results.folder}: results.jsonl, tables.md, tables.tex, curves.png")
+    tell(f"{len(rows) - len(failed)} runs are in {results.folder}: results.jsonl, tables.md, tables.tex, curves.png")
     if failed:
-        print(
+        tell(
             f"{len(failed)} runs failed ({some(Run.of_row(row) for row in failed)}); results.jsonl has their errors, "
             "and --retry_failed does them again",
-            file=sys.stderr,
+            sys.stderr,
         )
 
 

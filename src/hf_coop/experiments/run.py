@@ -24,6 +24,7 @@ from ..data.few_shot import few_shot_rows
 from ..demo import clip_named
 from ..encoding import distinct_classnames
 from ..errors import whole_message
+from ..escaping import file_name
 from ..evaluation import FewShotFeatures, classification_metrics
 from ..hub import METRICS
 from ..modeling import HFCoOp
@@ -226,7 +227,8 @@ def prompt_folder(run: Run) -> str:
     """Where the prompt of a run is kept below the prompts' folder: "flowers/coop-m4-16shots-seed1"."""
     length = f"-m{run.n_ctx}" if run.n_ctx else ""
     words = "-" + "-".join(run.ctx_init.split()) if run.ctx_init else ""
-    return f"{run.dataset}/{run.method}{length}{words}-{run.shots}shots-seed{run.seed}".replace(" ", "-")
+    names = run.dataset, f"{run.method}{length}{words}-{run.shots}shots-seed{run.seed}"
+    return "/".join(file_name(name.replace(" ", "-")) for name in names)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import whole_message
+from ..escaping import one_line, tell
 from ..training import CoOpTrainingArguments
 from ..training.run import PromptRun
 from .experiment import FEATURES, Experiment
@@ -73,16 +74,16 @@ def _load(source: ImageSource, experiment: Experiment) -> DatasetDict:
 
 def _print_plan(experiment: Experiment, splits: Mapping[str, DatasetDict], missing: Sequence[Run]) -> None:
     """What is going to be done, before it is."""
-    print(f"{find_protocol(experiment.protocol).title}, {experiment.model_name_or_path}")
+    tell(f"{find_protocol(experiment.protocol).title}, {experiment.model_name_or_path}")
     for name, of_set in splits.items():
         use = "learned on" if any(source.name == name for source in experiment.learned_on) else "tested on"
         images = ", ".join(f"{len(split)} {split_name}" for split_name, split in of_set.items())
-        print(f"  {name}, {use}: {len(of_set['test'].features['label'].names)} classes; images: {images}")
+        print(f"  {one_line(name)}, {use}: {len(of_set['test'].features['label'].names)} classes; images: {images}")
     counts, left = Counter(run.method for run in experiment.runs), Counter(run.method for run in missing)
     for method in counts:
         print(f"  {method}: {counts[method]} runs, {left[method]} to do")
     there = len(experiment.runs) - len(missing)
-    print(f"{len(experiment.runs)} runs, of which {there} ended before: {len(missing)} to do", flush=True)
+    tell(f"{len(experiment.runs)} runs, of which {there} ended before: {len(missing)} to do")
 
 
 def _encode(
@@ -104,7 +105,7 @@ def _encode(
         except ValueError as error:  # an image that cannot be read: the runs of other sets go on
             broken[name] = f"{type(error).__name__}: {whole_message(error)}"
             continue
-        print(f"image features of {name}: {time.perf_counter() - start:.1f} s", flush=True)
+        tell(f"image features of {name}: {time.perf_counter() - start:.1f} s")
     readable = []
     for run in missing:
         bad = [name for name in (run.dataset, *shared.targets.get(run.dataset, ())) if name in broken]
@@ -125,7 +126,7 @@ def _run(experiment: Experiment, missing: Sequence[Run], results: ResultsFolder)
         if isinstance(row, WorkerDied):
             row = make_row(run, shared, {"error": f"{type(row).__name__}: {row}"})
         results.add(row)
-        print(f"[{number}/{len(missing)}] {run}: {_told(row)}", flush=True)
+        tell(f"[{number}/{len(missing)}] {run}: {_told(row)}")
 
 
 def _told(row: Row) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import one_line
+from ..escaping import latex_text, markdown_text
 from .methods import find_method
 from .protocols import NOT_LEARNED, RUN_COLUMNS, Protocol, context_suffix, find_protocol, shots_name
 
@@ -19,17 +18,8 @@ if TYPE_CHECKING:
 AVERAGE = "average"
 HARMONIC_MEAN = "H"
 MISSING = "–"
+LATEX_SIGNS = str.maketrans({"±": r"$\pm$", MISSING: "--"})
 BySeed = dict[int, float]  # accuracies
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        MISSING: "--",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -74,21 +64,21 @@ class Table:
 
     def markdown(self, ci95: bool = False) -> str:
         """As a Markdown table below its title."""
-        lines = self._lines(ci95, _markdown, "**{}**")
+        lines = self._lines(ci95, markdown_text, "**{}**")
         rule = ["---", *["---:"] * len(self.columns)]
         body = "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-        return "\n\n".join([f"## {_markdown(self.title)}", body, *self.notes]) + "\n"
+        return "\n\n".join([f"## {markdown_text(self.title)}", body, *self.notes]) + "\n"
 
     def latex(self, ci95: bool = False) -> str:
         """As a LaTeX table for the package booktabs."""
-        lines = [" & ".join(line) + r" \\" for line in self._lines(ci95, _latex, r"\textbf{{{}}}")]
+        lines = [" & ".join(line) + r" \\" for line in self._lines(ci95, latex_text, r"\textbf{{{}}}", LATEX_SIGNS)]
         rule = f"\\begin{{tabular}}{{l{'r' * len(self.columns)}}}"
         inner = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-        caption = _latex(" ".join([f"{self.title}.", *self.notes]))
+        caption = latex_text(" ".join([f"{self.title}.", *self.notes]))
         parts = [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", rule, *inner, r"\end{tabular}"]
         return "\n".join([*parts, r"\end{table}"]) + "\n"
 
-    def _lines(self, ci95: bool, escape: Any, bold: str) -> list[list[str]]:
+    def _lines(self, ci95: bool, escape: Any, bold: str, signs: Mapping[int, str] = {}) -> list[list[str]]:
         lines = [["", *map(escape, self.columns)]]
         best = {
             column: max((f"{row[column].mean:.1f}" for row in self.rows.values() if column in row), key=float)
@@ -98,20 +88,11 @@ class Table:
         for name, row in self.rows.items():
             cells = []
             for column in self.columns:
-                shown = escape(row[column].shown(ci95)) if column in row else escape(MISSING)
+                shown = (row[column].shown(ci95) if column in row else MISSING).translate(signs)
                 is_best = column in row and f"{row[column].mean:.1f}" == best[column] and len(self.rows) > 1
                 cells.append(bold.format(shown) if is_best else shown)
             lines.append([escape(name), *cells])
         return lines
-
-
-def _markdown(text: str) -> str:
-    """Text as it is in a cell of a table, without markup."""
-    return re.sub(r"([\\|*_<>\[\]`~])", r"\\\1", one_line(text))
-
-
-def _latex(text: str) -> str:
-    return one_line(text).translate(LATEX)
 
 
 def long_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

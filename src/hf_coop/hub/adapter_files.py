@@ -18,7 +18,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from ..errors import one_line, short, some, whole_message
+from ..errors import short, some, whole_message
+from ..escaping import one_line
 from ..evaluation.card_figures import FIGURE_FILES
 from ..pretrained import (
     UnreachableHubError,

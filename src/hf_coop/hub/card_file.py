@@ -9,6 +9,7 @@ are brought up to date, as PEFT does.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import warnings
 from pathlib import Path
@@ -80,9 +81,8 @@ def for_repository(local: str, repo_id: str, on_hub: str | None = None, subfolde
     """
 
     def named(text: str) -> str:
-        if subfolder:
-            text = text.replace(f'"{REPO_PLACEHOLDER}"', f'"{repo_id}", subfolder="{subfolder}"')
-        return text.replace(REPO_PLACEHOLDER, repo_id)
+        where = f'"{repo_id}", subfolder={json.dumps(subfolder)}' if subfolder else f'"{repo_id}"'
+        return text.replace(f'"{REPO_PLACEHOLDER}"', where)  # no name of a class, where quotes are escaped
 
     generated = _intact_part(local)
     if generated is None:

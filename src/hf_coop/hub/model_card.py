@@ -20,7 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data.few_shot import describe_shots
 from ..encoding import distinct_classnames
-from ..errors import one_line, short
+from ..errors import short
+from ..escaping import markdown_text, one_line
 from ..evaluation.card_figures import CARD_FIGURES, FOLDER, CardFigures
 from ..pretrained import check_plain_file
 from ..tuners.config import PromptConfig, own_options
@@ -35,7 +36,6 @@ METRICS = {
 MAX_CARD_BYTES, MAX_METADATA = 4 * 2**20, 2**16  # YAML is read at some 50 kilobytes a second
 MAX_NAME = 200  # characters of a class name
 MAX_LISTED_CLASSES, FOLDED_FROM, EXAMPLES = 1000, 20, 6
-MARKUP = re.compile(r"([!-&(-+\-.:-@\[-`{-~])")  # all ASCII punctuation but ' , and /
 
 
 @dataclass
@@ -161,10 +161,8 @@ def template_path() -> Path:
 
 
 def plain_text(value: Any) -> str:
-    """Markdown that shows `value` as it is, on one line: no markup, HTML, link, formula or table cell in it."""
-    if isinstance(value, (int, float)):
-        return str(value)
-    return MARKUP.sub(r"\\\1", one_line(str(value)))
+    """Markdown that shows `value` as it is; a number is one already."""
+    return str(value) if isinstance(value, (int, float)) else markdown_text(str(value))
 
 
 def create_model_card(

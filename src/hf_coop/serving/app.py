@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import os
 import tempfile
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ..data.images import load_image
 from ..encoding import DEFAULT_TEMPLATE
-from ..errors import one_line
+from ..escaping import html_text, one_line
 from ..hub import METRICS
 from ..modeling import HFCoOp
 from .prompt_shelf import PromptShelf
@@ -102,7 +101,7 @@ class PromptApp:
     def choose(self, prompt: str, learned: HFCoOp | None) -> tuple[str, str]:
         """The class names and the hand-written prompt to begin with."""
         model = self._model_of(prompt, learned)
-        return "\n".join(model.classnames), model.card_details.zero_shot_template or DEFAULT_TEMPLATE
+        return _lines(model), model.card_details.zero_shot_template or DEFAULT_TEMPLATE
 
     def learn(self, archive: str | None, shots: float) -> Iterator[tuple[Any, ...]]:
         """Learn a prompt from the images in a .zip file with one folder for each class."""
@@ -130,7 +129,7 @@ class PromptApp:
             commit = learned.push_to_hub(repository.strip(), token=user_token.strip())
         except (OSError, ValueError) as error:
             raise _told(error) from error
-        return f"Pushed: {html.escape(commit.commit_url)}", ""
+        return f"Pushed: {html_text(commit.commit_url)}", ""
 
     def _model_of(self, prompt: str, learned: HFCoOp | None) -> HFCoOp:
         if prompt == YOURS and learned is not None:
@@ -151,7 +150,9 @@ class PromptApp:
     ) -> tuple[str, list[dict[str, Any]]]:
         """The results as a page and as rows."""
         model = self._model_of(prompt, learned)
-        chosen = [line.strip() for line in classnames.splitlines() if line.strip()] or model.classnames
+        chosen = [line.strip() for line in classnames.splitlines() if line.strip()]
+        if not chosen or chosen == _lines(model).splitlines():
+            chosen = model.classnames
         pixels = [one.pixels for one in shown if one.pixels is not None]
         try:
             sides = self.shelf.scores(model, torch.cat(pixels), chosen, template.strip() or None) if pixels else ()
@@ -306,9 +307,14 @@ def launch_app(
     return blocks
 
 
+def _lines(model: HFCoOp) -> str:
+    """Its class names, one a line."""
+    return "\n".join(map(one_line, model.classnames))
+
+
 def _told(error: Exception) -> gr.Error:
     """An error as the browser shows it: as text."""
-    return gr.Error(html.escape(one_line(str(error))), print_exception=False)
+    return gr.Error(html_text(str(error)), print_exception=False)
 
 
 def _top(probabilities: torch.Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
@@ -324,9 +330,9 @@ def _results_page(rows: Sequence[dict[str, Any]], thumbnails: Sequence[str]) -> 
         return "<p>Drop images, or pick an example.</p>"
     parts = []
     for row, thumbnail in zip(rows, thumbnails, strict=True):
-        name = html.escape(row["image"])
+        name = html_text(row["image"])
         if "error" in row:
-            error = f'<span class="error">{html.escape(row["error"])}</span>'
+            error = f'<span class="error">{html_text(row["error"])}</span>'
             parts.append(f'<div class="result"><b>{name}</b>{error}</div>')
             continue
         learned, hand = _bars("learned", row["learned"]), _bars("hand-written", row["hand_written"])
@@ -338,7 +344,7 @@ def _results_page(rows: Sequence[dict[str, Any]], thumbnails: Sequence[str]) -> 
 
 def _bars(title: str, predictions: Sequence[dict[str, Any]]) -> str:
     bars = [
-        f'<div class="bar"><span>{html.escape(row["label"])}</span><span>{row["score"]:.1%}</span>'
+        f'<div class="bar"><span>{html_text(row["label"])}</span><span>{row["score"]:.1%}</span>'
         f'<i style="width: {max(row["score"], 0.005):.1%}"></i></div>'
         for row in predictions
     ]

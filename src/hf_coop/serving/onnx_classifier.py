@@ -17,7 +17,8 @@ from PIL import Image
 
 from ..data.images import convert_image, is_one_image, rows_of
 from ..data.pixels import fit_each, fit_image
-from ..errors import check_counts, one_line
+from ..errors import check_counts
+from ..escaping import one_line
 
 NEEDS_ONNX = "ONNX models need onnxruntime: pip install 'hf-coop[onnx]'"
 MAX_RESIZED_PIXELS = 2**26

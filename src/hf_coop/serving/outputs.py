@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..escaping import csv_text
 from .classify_files import Result
 
 
@@ -27,6 +28,8 @@ def csv_header(top_k: int) -> str:
 def csv_line(path: Path | str, result: Result, top_k: int) -> str:
     """A row for one image; cells of ranks that it does not have are empty.
 
+    Names are on one line, and none is a formula of a spreadsheet ([`csv_text`]); `json_line` has them as they are.
+
     Args:
         path: of the image.
         result: as `classify_files` gives it.
@@ -35,10 +38,10 @@ def csv_line(path: Path | str, result: Result, top_k: int) -> str:
     predictions: list[dict[str, Any]] = [] if isinstance(result, ValueError) else result
     cells = [cell for row in predictions for cell in (row["label"], row["score"])]
     cells += [""] * (2 * top_k - len(cells))
-    return _csv([str(path), *cells, result if isinstance(result, ValueError) else ""])
+    return _csv([str(path), *cells, str(result) if isinstance(result, ValueError) else ""])
 
 
 def _csv(cells: Sequence[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
+    csv.writer(line, lineterminator="").writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return line.getvalue()

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import is_url
+from ..escaping import file_name
 
 NO_CLASS = "none of these"  # the folder of images that no class was good enough for
-MAX_FOLDER_BYTES = 200  # most file systems take 255
-NOT_IN_NAMES = '<>:"/\\|?*'  # Windows; the slash everywhere
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # Windows
 
 
 class PhotoSorter:
@@ -37,7 +35,7 @@ class PhotoSorter:
         self.names: dict[str, str] = {}
         taken = {NO_CLASS.casefold()}
         for label in dict.fromkeys(classnames):
-            self.names[label] = _free_name(_folder_name(label), lambda name: name.casefold() in taken)
+            self.names[label] = _free_name(file_name(label), lambda name: name.casefold() in taken)
             taken.add(self.names[label].casefold())
 
     def sort(self, path: str | os.PathLike[str], predictions: Sequence[dict[str, Any]]) -> Path:
@@ -79,13 +77,6 @@ def check_sortable(paths: Iterable[str | os.PathLike[str]]) -> None:
 
 def _holds_another(place: Path, source: Path) -> bool:
     return place.exists() and not (place.samefile(source) or filecmp.cmp(place, source, shallow=False))
-
-
-def _folder_name(label: str) -> str:
-    """`label` as the name of a folder on any system."""
-    printable = "".join("_" if c in NOT_IN_NAMES or not c.isprintable() else c for c in label)
-    name = printable.encode()[:MAX_FOLDER_BYTES].decode(errors="ignore").strip(" .") or "_"
-    return f"{name}_" if name.split(".")[0].casefold() in RESERVED else name
 
 
 def _free_name(name: str, is_taken: Callable[[str], bool]) -> str:

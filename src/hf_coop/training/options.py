@@ -16,7 +16,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..errors import one_line
+from ..escaping import one_line, tell
 
 RUN_CONFIG_FILE = "run.yaml"  # what a run writes beside its results
 # Not in such a file: a secret, and what would make a second run go on from the first or delete it.
@@ -138,7 +138,7 @@ class OptionParser(HfArgumentParser):
         return [f"--{action.dest}={value}"]
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (`{self.prog} --help` lists the options)", file=sys.stderr)
+        tell(f"error: {message} (`{self.prog} --help` lists the options)", sys.stderr)
         sys.exit(2)
 
 
@@ -174,7 +174,7 @@ def run_script(run: Callable[..., Any], *kinds: type, description: str | None, w
         run(*OptionParser(kinds, without, description=description).parse())
         PartialState().destroy_process_group()
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", file=sys.stderr)
+        tell(str(stop) or "stopped; to go on, run it again with --resume_from_checkpoint True", sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {one_line(str(error))}")

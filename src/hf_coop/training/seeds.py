@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from accelerate import PartialState
 
+from ..escaping import tell
 from ..files import staged_folder
 from ..hub.model_card import METRICS
 from .arguments import CoOpTrainingArguments
@@ -92,7 +93,7 @@ def train_over_seeds(train: Callable[..., dict[str, Any]], settings: SeedArgumen
         for name, mean in summary["mean"].items():
             accuracy = f"{100 * mean['accuracy']:.2f} ± {100 * summary['std'][name]['accuracy']:.2f} %"
             print(f"{name.replace('_', '-')} accuracy: {accuracy} over the seeds {seeds}")
-        print(f"saved to {args.output_dir}")
+        tell(f"saved to {args.output_dir}")
     return summary
 
 
