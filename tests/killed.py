@@ -26,6 +26,7 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
+from hf_coop.data.feature_cache import feature_cache
 from hf_coop.data.features import encode_images
 
 RNG = random.Random(0)
@@ -88,6 +89,7 @@ def save(folder: Path, rounds: int) -> dict[str, int]:
             assert content in (whole[0][name], whole[1][name]), f"{name} is neither the old nor the new one"
     models[1].save_pretrained(place)
     assert contents(place) == whole[1]
+    assert not list(folder.glob(".*")), "what killed processes left is still there"
     return {"kills": kills}
 
 
@@ -175,6 +177,8 @@ def cache(folder: Path, rounds: int) -> dict[str, int]:
             children = [fork(encode), fork(encode)]
             assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
             assert torch.equal(encode(), expected)
+            left = [path.name for path in feature_cache().iterdir() if path.suffix != ".arrow"]
+            assert not left, f"what killed processes left is still there: {left}"
     return {"kills": kills}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK_FILE = ".lock"
+LOCK_FILE, SCRATCH = ".lock", ".hf-coop-part"
 _locked: set[str] = set()  # by this process
 PROBE_BYTES = 2**20  # more than an adapter, its card, metrics and pictures take
 
@@ -34,9 +36,7 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
     target = Path(folder)
     if target.is_file():
         raise ValueError(f"cannot save to {str(folder)!r}: it is a file, not a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with naming_place(target), scratch_folder(target) as staging:
         yield str(staging)
         open_to_readers(staging)
         target.mkdir(exist_ok=True)
@@ -47,10 +47,39 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
                     place.mkdir(parents=True, exist_ok=True)
                 else:
                     os.replace(path, place)
+
+
+@contextmanager
+def scratch_folder(place: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `place`; those that killed processes left there are deleted."""
+    target = Path(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*{SCRATCH}"):
+        with suppress(OSError), _alone_in(left, wait=False):  # who lives holds its own
+            shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as locks:
+        folder = None
+        while folder is None or not folder.exists():  # another process has deleted it before it was locked
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=SCRATCH, dir=target.parent))
+            with suppress(FileNotFoundError):
+                locks.enter_context(_alone_in(folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_place(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Say in an error where it was that could not be written.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
-        raise OSError(f"cannot write to {str(folder)!r}: {error}; make room there, or save elsewhere") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise OSError(f"cannot write to {str(place)!r}: {error}; make room there, or save elsewhere") from error
 
 
 @contextmanager
@@ -89,8 +118,8 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes that move files into `folder`, so that the files of two of them do not mix.
+def _alone_in(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes out that lock `folder` too; with `wait=False` an `OSError` where one does.
 
     The folder itself is locked, so no lock file is left, not even by a process that is killed.
     """
@@ -99,8 +128,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if wait:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
@@ -147,7 +179,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         raise OSError(f"cannot write {str(path)!r}: {error}; choose another place") from error
     try:
         with file:
-            yield file
-        os.replace(staging, place)
+            text = io.StringIO()
+            yield text
+            with naming_place(place):
+                file.write(text.getvalue())
+                file.flush()
+                os.replace(staging, place)
     finally:
         staging.unlink(missing_ok=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from ..encoding.image_encoder import encode_pixels
+from ..files import scratch_folder
 from ..prediction import evaluation_mode
 from ..version import __version__
 from .crops import random_view
@@ -147,7 +151,7 @@ def _map_tower(
     fingerprint: str,
 ) -> Dataset:
     """The features of all images as a data set in the cache, computed unless it is there."""
-    from datasets import Features, List, Value, is_caching_enabled
+    from datasets import Dataset, Features, List, Value, is_caching_enabled
     from pyarrow import ArrowInvalid
 
     # Data sets in memory have no cache folder of their own, so all features go to one place.
@@ -155,7 +159,7 @@ def _map_tower(
     width = views * model.clip.config.projection_dim
     batches = [range(len(images))[start : start + batch_size] for start in range(0, len(images), batch_size)]
 
-    def mapping() -> Dataset:
+    def mapping(file: Path | None) -> Dataset:
         pixels = made_ahead(pixels_of, batches)
         return images.map(
             lambda rows: {"image_embeds": _tower(model, next(pixels), dtype).reshape(len(rows), -1).numpy()},
@@ -166,18 +170,19 @@ def _map_tower(
             remove_columns="image",
             features=Features({"image_embeds": List(Value("float32"), length=width)}),
             new_fingerprint=fingerprint,
-            cache_file_name=str(cache_file) if is_caching_enabled() else None,
+            cache_file_name=file and str(file),
             desc="Encoding images",
         )
 
     try:
-        if is_caching_enabled():
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return mapping()
-        except ArrowInvalid:  # the file is damaged
-            cache_file.unlink(missing_ok=True)
-            return mapping()
+        if not is_caching_enabled():
+            return mapping(None)
+        with suppress(FileNotFoundError, ArrowInvalid):  # the latter of a damaged file
+            return Dataset.from_file(str(cache_file))
+        with scratch_folder(cache_file) as scratch:
+            made = mapping(scratch / cache_file.name)
+            os.replace(scratch / cache_file.name, cache_file)
+        return made
     except OSError as error:
         raise OSError(
             f"cannot keep the image features in {str(cache_file.parent)!r}: {error}; make room there, or set "

@@ -19,6 +19,7 @@ from ..data.few_shot import few_shot_rows, warn_of_small_classes
 from ..data.folders import SPLIT_NAMES
 from ..demo import DEMO_SETS
 from ..encoding import DEFAULT_TEMPLATE, check_templates
+from ..files import naming_place
 from ..training.run import PromptRun
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def encode_set(splits: DatasetDict, draws: Collection[Draw], encoder: PromptRun,
         split = splits[name]
         chosen = sorted(rows)
         embeds = encoder.image_embeds(split if len(chosen) == len(split) else split.select(chosen))[:, 0]
-        with without_bars():
+        with without_bars(), naming_place(folder):
             _with_features(split, chosen, embeds).save_to_disk(str(folder / name))
 
 

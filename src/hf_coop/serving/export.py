@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import naming_place, scratch_folder
 from ..modeling import HFCoOp
 from ..version import __version__
 from .onnx_classifier import OnnxClassifier, Preprocessing
@@ -109,19 +110,11 @@ def export_model(model: HFCoOp, path: str | os.PathLike[str], int8: bool = False
         "hf_coop_version": __version__,
     }
     expected = classifier(pixels)
-    with _written_aside(path) as aside:
-        run = write(classifier, pixels[:2], metadata, aside, int8)
+    with naming_place(path), scratch_folder(path) as scratch:
+        run = write(classifier, pixels[:2], metadata, scratch / path.name, int8)
         _compare(expected, torch.cat([run(pixels), run(pixels[:1])]), int8)
+        os.replace(scratch / path.name, path)
     return path
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A file that takes the place of `path` in one step once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        yield Path(folder, path.name)
-        os.replace(Path(folder, path.name), path)
 
 
 def _write_onnx(
@@ -172,7 +165,9 @@ def _write_program(
     program = torch.export.export(
         classifier, (pixels,), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}}
     )
-    torch.export.save(program, path, extra_files=metadata)
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=metadata)
+    path.write_bytes(content.getbuffer())  # not by torch, which ends the process where the disk is full
     return torch.export.load(path).module()
 
 

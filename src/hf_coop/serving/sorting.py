@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.images import is_url
 from ..escaping import file_name
+from ..files import naming_place
 
 NO_CLASS = "none of these"  # the folder of images that no class was good enough for
 
@@ -52,6 +53,10 @@ class PhotoSorter:
         """
         source = Path(path)
         target = self.folder / (self.names[predictions[0]["label"]] if predictions else NO_CLASS)
+        with naming_place(target):
+            return self._sort(source, target)
+
+    def _sort(self, source: Path, target: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         place = target / _free_name(source.name, lambda name: _holds_another(target / name, source))
         if place.exists():
