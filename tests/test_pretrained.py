@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,14 @@ from safetensors.torch import load_file, save_file
 from hf_coop import CoOpConfig, HFCoOp
 from hf_coop.errors import short
 from hf_coop.escaping import one_line
-from hf_coop.pretrained import check_download, check_plain_file, check_revision, check_source, naming_source, read_json
+from hf_coop.pretrained import (
+    check_plain_file,
+    check_revision,
+    check_source,
+    checked_downloads,
+    naming_source,
+    read_json,
+)
 
 SOUND_REVISIONS = ["main", "v1.0", "refs/pr/1", "feature/x-y_z", "0123abc" * 5, "release-1.2.3+build", "ünïcode"]
 BAD_REVISIONS = [
@@ -88,14 +96,48 @@ def test_only_plain_files_are_read(tmp_path):
     check_plain_file(tmp_path / "link", 11)
 
 
-def test_what_the_hub_sent_wrongly_is_deleted(tmp_path):
-    blob = tmp_path / ("ab" * 32)
-    blob.write_bytes(b"other content")
-    (tmp_path / "config.json").symlink_to(blob)
-    check_download(tmp_path / "config.json", since=blob.stat().st_mtime + 1)
-    with pytest.raises(OSError, match=r"config\.json was damaged while it was fetched"):
-        check_download(tmp_path / "config.json")
-    assert not blob.exists()
+CONTENT = b"content"
+SHA256, SHA1 = hashlib.sha256(CONTENT).hexdigest(), hashlib.sha1(b"blob 7\0" + CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize("name", [SHA256, SHA1])
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_the_hub_sent_wrongly_is_deleted(tmp_path, name, shared):
+    """Also of files that repositories share: these are stored by another kind of hash, and were taken for damaged."""
+    blobs, stored = tmp_path / "models--user--name" / "blobs", tmp_path / "blobs" / "ab" / ("ab" * 32)
+    blobs.mkdir(parents=True)
+    stored.parent.mkdir(parents=True)
+
+    def fetch(content: bytes) -> None:
+        with checked_downloads("user/name", str(tmp_path)):
+            (stored if shared else blobs / name).write_bytes(content)
+            if shared:
+                (blobs / name).symlink_to(Path("../../blobs/ab", stored.name))
+            (blobs / f"{name}.incomplete").write_bytes(b"half of it")
+
+    with pytest.raises(OSError, match="a file was damaged while it was fetched, and is deleted from the cache"):
+        fetch(b"other content")
+    assert not (blobs / name).is_symlink()
+    assert not (blobs / name).exists()
+    assert not stored.exists()
+    fetch(CONTENT)
+    assert (blobs / name).read_bytes() == CONTENT
+    with checked_downloads("user/name", str(tmp_path)):  # nothing is fetched, nothing read
+        (blobs / name).write_bytes(b"changed here")
+
+
+def test_what_was_fetched_is_checked_though_reading_it_failed(tmp_path):
+    blobs = tmp_path / "models--user--name" / "blobs"
+    blobs.mkdir(parents=True)
+
+    def fetch() -> None:
+        with checked_downloads("user/name", str(tmp_path)):
+            (blobs / SHA256).write_bytes(b"{")
+            json.loads("{")
+
+    with pytest.raises(OSError, match="was damaged"):
+        fetch()
+    assert not list(blobs.iterdir())
 
 
 class Panic(BaseException):

@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
@@ -103,41 +104,67 @@ class UnreachableHubError(OSError):
     """The Hub does not answer, and what is asked of it is not in the cache."""
 
 
-def check_reachable(name: str | os.PathLike[str], file: str, **hub: Any) -> None:
+def check_reachable(name: str | os.PathLike[str], *files: str, **hub: Any) -> bool:
     """Raise at once where a file must be fetched but nobody answers: the client would try again for half a minute.
 
     Args:
         name: repository or folder.
-        file (`str`): in it.
+        files (`str`): in it.
         hub: arguments of `hf_hub_download`.
+
+    Returns:
+        Whether the Hub was asked; not where all files are in the cache.
 
     Raises:
         UnreachableHubError: there is no network, say.
     """
     if os.path.isdir(name) or hub.get("local_files_only") or is_offline_mode():
-        return
+        return False
     place = {"cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
-    if try_to_load_from_cache(os.fspath(name), file, **place) is None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except Exception as error:  # of the HTTP library, which has changed its name before
-            raise UnreachableHubError(f"the Hub cannot be reached: {short(error)}") from error
+    if all(try_to_load_from_cache(os.fspath(name), file, **place) is not None for file in files):
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of the HTTP library, which has changed its name before
+        raise UnreachableHubError(f"the Hub cannot be reached: {short(error)}") from error
+    return True
 
 
-def check_download(path: str | os.PathLike[str], since: float = 0.0) -> None:
-    """Delete a file from the Hub's cache, and raise, where it is not what its name there says: a hash of its content.
+@contextmanager
+def checked_downloads(name: str | os.PathLike[str], cache_dir: str | None = None, **unused: Any) -> Iterator[None]:
+    """Compare with its hash whatever the Hub's client fetches of a repository inside, also where that then fails.
 
-    The client checks sizes alone, and what it has once taken for right it never fetches again.
+    The client checks sizes alone, and what it has once taken for right it never fetches again: a file that was damaged
+    on its way is deleted from the cache. In a cache without links (Windows) files have no hashes for names, and are
+    not checked.
 
     Args:
-        path: of a file; where it is in no cache, nothing is done.
-        since (`float`): a time; files that were fetched before are not looked at.
+        name: repository; nothing is done for a folder.
+        cache_dir (`str`, *optional*): as in `hf_hub_download`.
+
+    Raises:
+        OSError: a file was damaged.
+    """
+    if os.path.isdir(name):
+        yield
+        return
+    folder = repo_folder_name(repo_id=os.fspath(name), repo_type="model")
+    blobs = Path(cache_dir or constants.HF_HUB_CACHE, folder, "blobs")
+    before = set(blobs.glob("*"))
+    try:
+        yield
+    finally:
+        for blob in sorted({*blobs.glob("*")} - before):
+            check_download(blob)
+
+
+def check_download(blob: Path) -> None:
+    """Delete a file from the Hub's cache, and raise, where it is not what its name says: a hash of its content.
 
     Raises:
         OSError: the file was damaged on its way.
     """
-    blob = Path(os.path.realpath(path))
-    if not BLOB.fullmatch(blob.name) or blob.stat().st_mtime < since:
+    if not BLOB.fullmatch(blob.name):
         return
     with blob.open("rb") as file:
         if len(blob.name) == 64:  # of large files
@@ -146,8 +173,10 @@ def check_download(path: str | os.PathLike[str], since: float = 0.0) -> None:
             content = file.read()
             found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if found != blob.name:
+        stored = blob.resolve()  # a link, where repositories share their files
         blob.unlink()
-        raise OSError(f"{Path(path).name} was damaged while it was fetched, and is deleted from the cache: try again")
+        stored.unlink(missing_ok=True)
+        raise OSError("a file was damaged while it was fetched, and is deleted from the cache: try again")
 
 
 @contextmanager

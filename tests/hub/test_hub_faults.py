@@ -17,7 +17,10 @@ from loopback_hub import FAULTS, HubServer
 from hf_coop import HFCoOp
 
 STATUSES = (401, 403, 404, 409, 412, 500, 503)
-PULLED = ("adapter_config.json", "adapter_model.safetensors", "README.md", "config.json", "model.safetensors")
+PULLED = (
+    *("adapter_config.json", "adapter_model.safetensors", "README.md", "config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"),
+)
 PUSHED = ("repos/create", "preupload", "lfs/objects/batch", "lfs/[0-9a-f]", "/commit/")
 PULL_FAULTS = [
     *({"pattern": f"GET .*/resolve/.*{name}", "fault": fault} for name in PULLED for fault in FAULTS),

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, CLIPModel
 
-from ..pretrained import check_source, check_texts, naming_source
+from ..pretrained import check_source, check_texts, checked_downloads, naming_source
 
 NO_TOKENIZER = "; pass tokenizer_name_or_path, a folder or repository that has the base model's tokenizer"
 
@@ -33,8 +33,9 @@ def load_tokenizer(model: CLIPModel, name_or_path: str | None = None, **hub: Any
             raise ValueError("the model was not loaded from a folder or repository")
         revision = base_revision(model) if name == model.name_or_path else None
         check_source(name, revision)
-        check_texts(name, revision=revision, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
+        with checked_downloads(name, **hub):
+            check_texts(name, revision=revision, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder with no vocabulary
             raise ValueError("it has no vocabulary")
         tokenizer(["a photo of a cat."])  # may fail though it was loaded

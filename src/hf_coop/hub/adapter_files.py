@@ -23,10 +23,10 @@ from ..escaping import one_line
 from ..evaluation.card_figures import FIGURE_FILES
 from ..pretrained import (
     UnreachableHubError,
-    check_download,
     check_plain_file,
     check_reachable,
     check_source,
+    checked_downloads,
     read_json,
 )
 from ..tuners import PromptConfig, config_class_of
@@ -59,20 +59,32 @@ def fetch_adapter(model_id: str | os.PathLike[str], subfolder: str | None = None
             if name not in present:
                 raise ValueError(_missing_file(name, folder, present))
         return folder
-    path = _download(model_id, CONFIG_FILE, subfolder, hub)
-    _download(model_id, WEIGHTS_FILE, subfolder, hub)
+    repo_id = os.fspath(model_id)
+    with _naming_repository(repo_id, CONFIG_FILE, subfolder, hub):
+        asked = check_reachable(repo_id, *_within(subfolder, CONFIG_FILE, WEIGHTS_FILE), **hub)
+    path = _download(repo_id, CONFIG_FILE, subfolder, hub)
+    _download(repo_id, WEIGHTS_FILE, subfolder, hub)
     with suppress(ValueError, OSError):  # the card is not needed
-        _download(model_id, CARD_FILE, subfolder, hub)
+        if not asked:
+            check_reachable(repo_id, *_within(subfolder, CARD_FILE), **hub)
+        _download(repo_id, CARD_FILE, subfolder, hub)
     return os.path.dirname(path)
 
 
-def _download(model_id: str | os.PathLike[str], name: str, subfolder: str | None, hub: dict[str, Any]) -> str:
-    repo_id = os.fspath(model_id)
+def _within(subfolder: str | None, *names: str) -> list[str]:
+    return [f"{subfolder}/{name}" if subfolder else name for name in names]
+
+
+def _download(repo_id: str, name: str, subfolder: str | None, hub: dict[str, Any]) -> str:
+    with _naming_repository(repo_id, name, subfolder, hub), checked_downloads(repo_id, **hub):
+        return hf_hub_download(repo_id, name, subfolder=subfolder, **hub)
+
+
+@contextmanager
+def _naming_repository(repo_id: str, name: str, subfolder: str | None, hub: dict[str, Any]) -> Iterator[None]:
+    """Make one error of whatever goes wrong while a file is fetched, which names it and says what to do."""
     try:
-        check_reachable(repo_id, f"{subfolder}/{name}" if subfolder else name, **hub)
-        path = hf_hub_download(repo_id, name, subfolder=subfolder, **hub)
-        check_download(path)
-        return path
+        yield
     except (LocalEntryNotFoundError, UnreachableHubError) as error:
         offline = is_offline_mode() or hub.get("local_files_only")
         state = "is switched off (offline mode or local_files_only)" if offline else "cannot be reached"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -19,12 +18,12 @@ from ..data.pixels import fit_image, stack_pixels
 from ..encoding import base_revision, load_tokenizer, tokenize_classnames
 from ..errors import short, some, whole_message
 from ..pretrained import (
-    check_download,
     check_plain_file,
     check_reachable,
     check_sizes,
     check_source,
     check_texts,
+    checked_downloads,
     naming_source,
     read_json,
 )
@@ -58,15 +57,14 @@ def load_clip(
             f"author?){hint}"
         ) from error
     with naming_source(f"cannot load {what}", path, hint):
-        started = time.time()
         check_reachable(path, CONFIG_NAME, **hub)
-        config_file = cached_file(path, CONFIG_NAME, **hub)
-        check_download(config_file)
+        with checked_downloads(path, **hub):
+            config_file = cached_file(path, CONFIG_NAME, **hub)
         commit = extract_commit_hash(config_file, None)
         content = read_json(config_file)
         model_type = content.get("model_type")
         if model_type == "clip":
-            weights = read_weights(path, started, **{**hub, **({"revision": commit} if commit else {})})
+            weights = read_weights(path, **{**hub, **({"revision": commit} if commit else {})})
             model = make_clip(content, weights, dtype)
             model.name_or_path = model.config.name_or_path = os.fspath(path)
             model.config._commit_hash = commit
@@ -77,22 +75,25 @@ def load_clip(
     )
 
 
-def read_weights(path: str | os.PathLike[str], started: float = 0.0, **hub: Any) -> dict[str, torch.Tensor]:
+def read_weights(path: str | os.PathLike[str], **hub: Any) -> dict[str, torch.Tensor]:
     """The tensors of `model.safetensors`, or of the parts that `model.safetensors.index.json` names.
 
     Args:
         path: repository or folder.
-        started (`float`): a time; what was fetched since is compared with its hash.
         hub: arguments of `cached_file`.
 
     Raises:
         ValueError: a part has the name of another place.
         OSError: there are none.
     """
-    options = {**hub, "_raise_exceptions_for_missing_entries": False}
+
+    def fetch(name: str, needed: bool = True) -> str | None:
+        with checked_downloads(path, **hub):
+            return cached_file(path, name, **hub, _raise_exceptions_for_missing_entries=needed)
+
     names: list[Any] = [SAFE_WEIGHTS_NAME]
-    if cached_file(path, SAFE_WEIGHTS_NAME, **options) is None:
-        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options)
+    if fetch(SAFE_WEIGHTS_NAME, needed=False) is None:
+        index = fetch(SAFE_WEIGHTS_INDEX_NAME, needed=False)
         if index is None:
             raise OSError(
                 f"it has no {SAFE_WEIGHTS_NAME}, and pickled weights are not read: name a revision that has it, such "
@@ -103,8 +104,8 @@ def read_weights(path: str | os.PathLike[str], started: float = 0.0, **hub: Any)
     for name in names:
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
             raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names a file {name!r:.80}")
-        file = cached_file(path, name, **hub)
-        check_download(file, started)
+        file = fetch(name)
+        assert file is not None
         check_plain_file(file)
         tensors |= load_file(file)
     return tensors
@@ -177,8 +178,9 @@ def load_image_processor(config: PromptConfig, clip: CLIPModel, **hub: Any) -> A
     revision = base_revision(clip)
     with naming_source("cannot load the image processor of", name, "; set image_processor"):
         check_source(name, revision)
-        check_texts(name, revision=revision, **hub)
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
+        with checked_downloads(name, **hub):
+            check_texts(name, revision=revision, **hub)
+            processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         check_image_processor(processor, clip.config.vision_config)
     return processor
 
