@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-all test-lowest test-newest lint docs guide clean
+.PHONY: install demo test test-all test-lowest test-newest lint audit docs guide clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Known vulnerabilities of the pinned versions; a pin that the service does not know is an error too.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
 # The site in build/site. The warning that is silenced is of a future mkdocs 2.
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
@@ -57,4 +63,4 @@ guide: install
 	$(BIN)/python docs/make_guide.py
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest outputs build dist
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit outputs build dist

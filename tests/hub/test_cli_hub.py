@@ -127,6 +127,7 @@ def test_info_downloads_the_adapter_alone(hub, pushed, home):
     assert f"5: {', '.join(CLASSNAMES)}" in done.stdout
     assert "tester/tiny-clip" in done.stdout
     assert not [call for call in hub.calls if "tiny-clip" in call]
+    assert [call for call in hub.calls if "flowers" not in call] == ["HEAD /"], "once for all files"
 
 
 def test_predict_goes_on_past_a_broken_image(hub, pushed, home, pictures):
