@@ -124,6 +124,13 @@ class TestTerminal:
         options = ["--dataset_name", place / "set <b>$y$", "--zero_shot_template", "\x1b[31m {}", "--use_cpu"]
         assert f"of {len(HOSTILE)} classes" in run("evaluate", place / "prompt", *options)
 
+    def test_images_of_other_classes(self, place, tmp_path, caplog):
+        """A warning of logging names the classes of the data, which nobody else puts on one line."""
+        HFCoOp.from_clip(place / "clip", HOSTILE[:5], n_ctx=2).save_pretrained(tmp_path)
+        run("evaluate", tmp_path, "--dataset_name", place / "set <b>$y$", "--use_cpu")
+        assert "images are left out" in caplog.text
+        check_terminal(caplog.text)
+
     def test_errors(self, place):
         for command in (
             ("info", place / "none"),

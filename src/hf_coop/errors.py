@@ -31,9 +31,11 @@ def whole_message(error: BaseException) -> str:
 
 
 def some(values: Iterable[object]) -> str:
-    """The first few of a list of values, and how many there are."""
+    """The first few of a list of values on one line, and how many there are."""
     values = list(values)
-    return (", ".join(map(str, values[:10])) or "none") + (f" … ({len(values)})" if len(values) > 10 else "")
+    return (", ".join(one_line(str(value)) for value in values[:10]) or "none") + (
+        f" … ({len(values)})" if len(values) > 10 else ""
+    )
 
 
 def check_counts(**counts: Any) -> None:
