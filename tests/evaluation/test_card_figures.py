@@ -7,8 +7,9 @@ import warnings
 
 import numpy as np
 import pytest
+from hostile_names import HOSTILE
 from PIL import Image
-from test_prompt_figures import HOSTILE, made
+from test_prompt_figures import made
 
 from hf_coop.evaluation import CardFigures, Guesses
 from hf_coop.evaluation.card_figures import CARD_FIGURES, PNG_START
