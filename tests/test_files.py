@@ -1,4 +1,4 @@
-"""Folders that belong to one run at a time."""
+"""Folders that belong to one run at a time, and temporary ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pytest
 from filelock import FileLock
 
-from hf_coop.files import LOCK_FILE, locked_folder
+from hf_coop.files import LOCK_FILE, SCRATCH, locked_folder, scratch_folder
 
 
 def test_another_process_is_kept_out(tmp_path):
@@ -41,3 +41,19 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="cannot write to"), locked_folder(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("can_lock", [True, False])  # False as on Windows
+def test_a_temporary_folder_that_is_in_use_stays(tmp_path, monkeypatch, can_lock):
+    if not can_lock:
+        monkeypatch.setattr("hf_coop.files.fcntl", None)
+    left = tmp_path / f".out-killed{SCRATCH}"
+    left.mkdir()
+    with scratch_folder(tmp_path / "out") as first:
+        (first / "file").touch()
+        with scratch_folder(tmp_path / "out") as second:
+            assert first != second
+            assert (first / "file").exists()
+    assert left.exists() == (not can_lock)  # where it cannot be told who lives, nothing is deleted
+    assert not first.exists()
+    assert not second.exists()

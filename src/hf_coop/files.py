@@ -124,6 +124,8 @@ def _alone_in(folder: Path, wait: bool = True) -> Iterator[None]:
     The folder itself is locked, so no lock file is left, not even by a process that is killed.
     """
     if fcntl is None:
+        if not wait:
+            raise OSError("it cannot be told whether another process holds it")
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -164,8 +166,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """A text file that takes its name in one step when the block is done. It is opened first, in a folder that is made
-    if needed, so that a place that cannot be written to costs no work.
+    """A text file that takes its name in one step when the block is done. An empty one is written first, in a folder
+    that is made if needed, so that a place that cannot be written to costs no work.
 
     Raises:
         OSError: it cannot be written; what was there before is whole.
@@ -174,16 +176,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     staging = place.with_name(f".{place.name}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        file = staging.open("w", encoding="utf-8")
+        staging.write_text("")
     except OSError as error:
         raise OSError(f"cannot write {str(path)!r}: {error}; choose another place") from error
     try:
-        with file:
-            text = io.StringIO()
-            yield text
-            with naming_place(place):
-                file.write(text.getvalue())
-                file.flush()
-                os.replace(staging, place)
+        text = io.StringIO()
+        yield text
+        with naming_place(place):
+            staging.write_text(text.getvalue(), encoding="utf-8")
+            os.replace(staging, place)
     finally:
         staging.unlink(missing_ok=True)

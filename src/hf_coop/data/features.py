@@ -180,9 +180,9 @@ def _map_tower(
         with suppress(FileNotFoundError, ArrowInvalid):  # the latter of a damaged file
             return Dataset.from_file(str(cache_file))
         with scratch_folder(cache_file) as scratch:
-            made = mapping(scratch / cache_file.name)
+            mapping(scratch / cache_file.name)
             os.replace(scratch / cache_file.name, cache_file)
-        return made
+        return Dataset.from_file(str(cache_file))
     except OSError as error:
         raise OSError(
             f"cannot keep the image features in {str(cache_file.parent)!r}: {error}; make room there, or set "
