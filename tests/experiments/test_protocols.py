@@ -82,6 +82,9 @@ def test_names_of_prompt_folders():
     assert len({*folders}) == len(runs)
     assert folders[-1] == "demo/coop-a-photo-of-a-16shots-seed2"
     assert not any(" " in folder for folder in folders)
+    long = [prompt_folder(Run("context", "demo", "coop", 16, seed, ctx_init="long " * 60)) for seed in (1, 2)]
+    assert long[0] != long[1]  # the end of a long name, which is cut, is what tells prompts apart
+    assert all(len(name.split("/")[1]) < 255 for name in long)
 
 
 @pytest.mark.parametrize(

@@ -227,8 +227,8 @@ def prompt_folder(run: Run) -> str:
     """Where the prompt of a run is kept below the prompts' folder: "flowers/coop-m4-16shots-seed1"."""
     length = f"-m{run.n_ctx}" if run.n_ctx else ""
     words = "-" + "-".join(run.ctx_init.split()) if run.ctx_init else ""
-    names = run.dataset, f"{run.method}{length}{words}-{run.shots}shots-seed{run.seed}"
-    return "/".join(file_name(name.replace(" ", "-")) for name in names)
+    names = (file_name(name.replace(" ", "-")) for name in (run.dataset, f"{run.method}{length}{words}"))
+    return f"{'/'.join(names)}-{run.shots}shots-seed{run.seed}"
 
 
 def _settings(values: Mapping[str, Any]) -> str:
