@@ -39,7 +39,7 @@ def evaluate_adapter(
         ValueError: the data set does not fit, an image cannot be read, or the template is wrong.
     """
     run = PromptRun(model, CoOpTrainingArguments(per_device_eval_batch_size=batch_size, use_cpu=use_cpu))
-    zero_shot = run.predict_zero_shot(dataset, zero_shot_template).metrics
+    zero_shot = run.evaluate_zero_shot(dataset, zero_shot_template)
     return {"zero_shot": zero_shot, "learned": run.evaluate(dataset), "zero_shot_template": zero_shot_template}
 
 

@@ -125,6 +125,10 @@ class PromptRun:
             raise ValueError("no data set to evaluate on: pass one, or give the trainer an eval_dataset")
         return self.predict(dataset).metrics
 
+    def evaluate_zero_shot(self, dataset: Dataset, template: str) -> dict[str, Any]:
+        """What [`evaluate`] measures, of CLIP with a hand-written prompt; arguments as in [`predict_zero_shot`]."""
+        return self.predict_zero_shot(dataset, template).metrics
+
     def card_details(self, train_dataset: Dataset, recipe: dict[str, Any]) -> CardDetails:
         """What the model card says of a prompt that has just been learned from `train_dataset`."""
         images, min_score = Counter(train_dataset["label"][:]), None
