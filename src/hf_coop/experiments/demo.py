@@ -20,7 +20,7 @@ from ..demo import CLASSNAMES, DEMO_CLIP, HAND_WRITTEN_TEMPLATES, load_digits_da
 from ..escaping import one_line
 from ..files import check_writable, staged_folder
 from ..modeling import HFCoOp
-from ..training import CoOpTrainer, CoOpTrainingArguments, measured_details, starting_prompt
+from ..training import CoOpTrainer, CoOpTrainingArguments, Measured, measured_details, starting_prompt
 from ..tuners import CoOpConfig
 
 
@@ -55,11 +55,12 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     trainer = make_trainer(train, seed, output)
     model = trainer.model
 
-    by_hand = {template: trainer.predict_zero_shot(test, template) for template in HAND_WRITTEN_TEMPLATES}
+    by_hand = {template: Measured.of(trainer.predict_zero_shot(test, template)) for template in HAND_WRITTEN_TEMPLATES}
     by_template = {template: found.metrics["accuracy"] for template, found in by_hand.items()}
     best = max(by_template, key=lambda template: by_template[template])
     train_seconds = trainer.train().metrics["train_runtime"]
-    learned = trainer.predict(test)
+    predicted = trainer.predict(test)
+    learned = Measured.of(predicted)
 
     metrics = {
         "num_shots": max(used.values()),
@@ -80,9 +81,9 @@ def run_demo(shots: int, seed: int, output: Path) -> dict[str, Any]:
     trainer.save_model()
     with staged_folder(output) as folder:
         Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        before, after = (found.predictions.argmax(-1) for found in (by_hand[best], learned))
+        before, after = (found.guesses.predicted for found in (by_hand[best], learned))
         draw_predictions(test, before, after, best, Path(folder, "demo.png"))
-    check_saved(output, test, torch.from_numpy(learned.predictions), console)
+    check_saved(output, test, torch.from_numpy(predicted.predictions), console)
     console.print(one_line(f"Adapter, metrics.json and demo.png are in {output}"))
     return metrics
 

@@ -3,7 +3,7 @@
 from .arguments import CoOpTrainingArguments
 from .checkpoints import check_output_dir, list_checkpoints, wants_resume
 from .cross_validation import cross_validate
-from .fit import describe_source, fit, learn_prompt, measured_details, timed
+from .fit import Measured, describe_source, fit, learn_prompt, measured_details, timed
 from .options import RUN_CONFIG_FILE, run_script, write_config
 from .recipes import starting_prompt
 from .run import PromptRun
@@ -15,6 +15,7 @@ __all__ = [
     "RUN_CONFIG_FILE",
     "CoOpTrainer",
     "CoOpTrainingArguments",
+    "Measured",
     "PromptRun",
     "SeedArguments",
     "arguments_of_run",

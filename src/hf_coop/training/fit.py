@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import CLIPModel, set_seed
 from transformers.trainer_utils import PredictionOutput
@@ -148,15 +149,15 @@ def learn_prompt(
     with timed(seconds, "features"):
         trainer.encode_datasets()
         if held_out is not None:
-            by_hand = trainer.predict_zero_shot(held_out, zero_shot_template)
+            by_hand = Measured.of(trainer.predict_zero_shot(held_out, zero_shot_template))
     with timed(seconds, "training"):
         scores["training"] = trainer.train().metrics
     with timed(seconds, "evaluation"):
         if validation is not None:
-            learned = trainer.predict(validation)
+            learned = Measured.of(trainer.predict(validation))
             scores["validation"] = learned.metrics
         if test is not None:
-            learned = trainer.predict(test)
+            learned = Measured.of(trainer.predict(test))
             scores |= {"zero_shot": by_hand.metrics, "learned": learned.metrics}
     details: dict[str, Any] = {"zero_shot_template": zero_shot_template}
     if test is not None:
@@ -168,8 +169,28 @@ def learn_prompt(
     return trainer, {**scores, "seconds": seconds}
 
 
+class Measured(NamedTuple):
+    """What is kept of a prompt's predictions: not the logits, which of ImageNet's test images take 200 MB.
+
+    Attributes:
+        metrics (`dict[str, Any]`): as [`CoOpTrainer.evaluate`] gives them.
+        labels (`np.ndarray` of shape `(N,)`): the right classes.
+        guesses ([`Guesses`]): what the images were taken for.
+    """
+
+    metrics: dict[str, Any]
+    labels: np.ndarray
+    guesses: Guesses
+
+    @classmethod
+    def of(cls, output: PredictionOutput) -> Measured:
+        """That of logits `(N, K)`, labels and metrics."""
+        probabilities = torch.from_numpy(output.predictions).softmax(-1).numpy()
+        return cls(output.metrics, output.label_ids, Guesses.of(probabilities))
+
+
 def measured_details(
-    split: str, classnames: Sequence[str], template: str, by_hand: PredictionOutput, learned: PredictionOutput
+    split: str, classnames: Sequence[str], template: str, by_hand: Measured, learned: Measured
 ) -> dict[str, Any]:
     """What the model card says of a learned prompt beside a hand-written one: fields of [`CardDetails`].
 
@@ -177,7 +198,7 @@ def measured_details(
         split (`str`): of the images that both were measured on.
         classnames (`Sequence[str]`): K names.
         template (`str`): the hand-written prompt.
-        by_hand, learned (`PredictionOutput`): of both prompts, for the same images.
+        by_hand, learned ([`Measured`]): both prompts, on the same images.
     """
     found = {"zero_shot": by_hand.metrics, "learned": learned.metrics}
     return {
@@ -188,15 +209,10 @@ def measured_details(
     }
 
 
-def _card_figures(
-    split: str, classnames: Sequence[str], by_hand: PredictionOutput, learned: PredictionOutput
-) -> CardFigures:
+def _card_figures(split: str, classnames: Sequence[str], by_hand: Measured, learned: Measured) -> CardFigures:
     """The card's figures, which are drawn when it is saved; arguments as in [`measured_details`]."""
-    before, after = (
-        Guesses.of(torch.from_numpy(found.predictions).softmax(-1).numpy()) for found in (by_hand, learned)
-    )
-    labels = learned.label_ids
-    return CardFigures.of(f"{len(labels):,} {split} images", classnames, labels, before, after)
+    images = f"{len(learned.labels):,} {split} images"
+    return CardFigures.of(images, classnames, learned.labels, by_hand.guesses, learned.guesses)
 
 
 @contextmanager
