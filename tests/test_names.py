@@ -153,6 +153,10 @@ class TestTerminal:
             assert "error: " in message, command
             check_terminal(message)
 
+    def test_the_data_folder(self, place):
+        assert f" {place / 'caltech-101'}: not there" in run("data", "list", "--data_dir", place)
+        run("data", "list", "--data_dir", place / CONTROL)
+
     def test_repr(self, place):
         check_terminal(repr(HFCoOp.from_pretrained(place / "prompt")))
 

@@ -163,9 +163,10 @@ def results(
 def data_list(data_dir: DataDir = None) -> None:
     """The image sets of the papers, and which of them are in the data folder."""
     from hf_coop.data import benchmark_states
+    from hf_coop.escaping import one_line
 
     for name, state in benchmark_states(data_dir).items():
-        typer.echo(f"{name:<16} {state}")
+        typer.echo(f"{name:<16} {one_line(state)}")
 
 
 @data_app.command("get")
@@ -180,7 +181,7 @@ def data_get(
     with errors_as_messages():
         classnames, _, splits = download_benchmark(name, data_dir, token=token)
     counts = ", ".join(f"{len(split)} {split_name}" for split_name, split in splits.items())
-    typer.echo(f"{name}: {len(classnames)} classes; images: {counts}")
+    say(f"{name}: {len(classnames)} classes; images: {counts}")
 
 
 @cache_app.command("show")
