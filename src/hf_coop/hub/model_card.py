@@ -9,7 +9,7 @@ import re
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def create_model_card(
         nearest_words (*optional*): of each context vector (`interpret.nearest_words`).
     """
     details = details or CardDetails()
-    details = replace(CardDetails(**{**details.to_dict(), "figures": None}), figures=details.figures)
+    details = CardDetails(**{**details.to_dict(), "figures": details.figures})
     names = [plain_text(short(name, MAX_NAME)) for name in config.classnames]
     base = config.base_model_name_or_path
     return ModelCard.from_template(
