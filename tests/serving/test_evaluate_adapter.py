@@ -146,6 +146,13 @@ class TestMatching:
         assert match_classes(self.rows([1], "unicorn", "cat"), NAMES)["label"][:] == [2]
         assert not caplog.records
 
+    @pytest.mark.parametrize("label", [-1, None])
+    def test_images_without_labels_are_of_no_class(self, label):
+        """With the label -1, which unlabelled test splits on the Hub have, they were taken for the last class."""
+        for names in (["unicorn", "cat"], NAMES):
+            with pytest.raises(ValueError, match=f"image 1 has the label {label}, which is none of the"):
+                match_classes(self.rows([1, label], *names), NAMES)
+
     def test_images_of_other_classes_are_left_out_and_told(self, caplog):
         matched = match_classes(self.rows([0, 2, 1, 0], "unicorn", "Cat", "dodo"), NAMES)
         assert (matched["image"][:], matched["label"][:]) == (["2"], [2])

@@ -114,14 +114,18 @@ def match_classes(dataset: Dataset, classnames: Sequence[str]) -> Dataset:
         classnames (`Sequence[str]`): of the prompt, in label order.
 
     Raises:
-        ValueError: no image is of a class that the prompt has.
+        ValueError: no image is of a class that the prompt has, or an image has no label.
     """
-    names = classnames_of(dataset)
+    names, labels = classnames_of(dataset), dataset["label"][:]
+    for row, label in enumerate(labels):
+        if label is None or label < 0:
+            raise ValueError(
+                f"image {row} has the label {label!r}, which is none of the {len(names)} classes: {some(names)}"
+            )
     if names == list(classnames):
         return dataset
     found, known = (class_label([clean_classname(name).lower() for name in own]).names for own in (names, classnames))
     numbers = {name: number for number, name in enumerate(known)}
-    labels = dataset["label"][:]
     if others := [names[label] for label in sorted(set(labels)) if found[label] not in numbers]:
         way_on = (
             f"The prompt has {some(classnames)}. Rename folders, or evaluate with classnames_file (the data's class "
