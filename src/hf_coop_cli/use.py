@@ -80,7 +80,7 @@ def evaluate(
     """Measure an adapter on labelled test images, beside a hand-written prompt.
 
     The images are those of --test_dir, --dataset_name or --benchmark. Their classes are found by name among the
-    adapter's, in any spelling and order; images of other classes are left out, with a warning.
+    adapter's, in any case and order; images of other classes are left out, with a warning.
     """
     from hf_coop import HFCoOp
     from hf_coop.data import classnames_of, hand_crafted_template, load_test_images, match_classes
