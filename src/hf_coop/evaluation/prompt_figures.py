@@ -268,7 +268,8 @@ def reliability_diagram(guesses: Mapping[str, Guesses], labels: np.ndarray) -> A
     """Accuracy over confidence in the bins of the calibration error, and how many images are in each.
 
     Args:
-        guesses (`dict[str, Guesses]`): of the hand-written prompt and of the learned one, by the prompt's name.
+        guesses (`dict[str, Guesses]`): of the hand-written prompt and of the learned one, by the prompt's name;
+            [`Guesses.of`] makes them of softmax scores.
         labels (`np.ndarray` of shape `(N,)`): the right classes.
     """
     figure, axes = _axes(WIDTH, HEIGHT)
