@@ -14,6 +14,7 @@ from hf_coop.evaluation import CardFigures, Guesses
 from hf_coop.evaluation.card_figures import FIGURE_FILES
 from hf_coop.hub import CardDetails
 from hf_coop.hub.card_file import GENERATED, REPO_PLACEHOLDER, for_repository, without_figures
+from hf_coop.hub.publishing import files_to_push
 
 NOTE = "\n## Where they grow\n\nTaken by the sea | in May.\n"
 
@@ -102,6 +103,7 @@ class TestFigures:
         card = (saved / "README.md").read_text()
         for file in FIGURE_FILES:
             assert f"]({file})\n" in card
+        assert {*FIGURE_FILES} < {*files_to_push(saved)}
         loaded = HFCoOp.from_pretrained(saved)
         assert loaded.card_details.figures.images == "5 test images"
         loaded.save_pretrained(tmp_path / "again")
@@ -114,6 +116,7 @@ class TestFigures:
         loaded.set_classnames(["cat", "dog"])
         loaded.save_pretrained(saved)
         assert "figures" not in (saved / "README.md").read_text()
+        assert files_to_push(saved) == ["adapter_config.json", "adapter_model.safetensors", "README.md"]
 
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"<svg>")])
     def test_without_the_files_there_are_no_links(self, saved, tmp_path, damage):

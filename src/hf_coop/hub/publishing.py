@@ -17,6 +17,7 @@ from ..evaluation.card_figures import FIGURE_FILES
 from ..pretrained import check_revision
 from .adapter_files import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, fetch_adapter, read_adapter_config
 from .card_file import for_repository, without_figures
+from .model_card import CardDetails
 
 
 def push_folder(
@@ -110,10 +111,16 @@ def _naming_repository(repo_id: str) -> Iterator[None]:
 def files_to_push(folder: Path) -> list[str]:
     """The files of an adapter's folder, or its card and those of all adapters below it, relative to `folder`."""
     if (folder / CONFIG_FILE).exists():
-        return list(ADAPTER_FILES)
+        return _adapter_files(folder)
     below = [path.parent.relative_to(folder) for path in sorted(folder.rglob(CONFIG_FILE))]
     finished = [place for place in below if not any(part.startswith("checkpoint-") for part in place.parts)]
-    return [CARD_FILE, *(os.path.join(place, name) for place in finished for name in ADAPTER_FILES)]
+    return [CARD_FILE, *(os.path.join(place, name) for place in finished for name in _adapter_files(folder / place))]
+
+
+def _adapter_files(folder: Path) -> list[str]:
+    """The files of one adapter; figures that its card does not have are of a prompt that was saved there before."""
+    has_figures = CardDetails.from_card(folder / CARD_FILE).figures is not None
+    return [name for name in ADAPTER_FILES if has_figures or name not in FIGURE_FILES]
 
 
 def check_push(repo_id: str, token: str | bool | None = None) -> None:
@@ -159,6 +166,6 @@ def _addition(
     except RemoteEntryNotFoundError:
         on_hub = None
     local = Path(folder, name).read_text(encoding="utf-8")
-    if not all(Path(folder, place, figure).is_file() for figure in FIGURE_FILES):
+    if CardDetails.from_card(Path(folder, name)).figures is None:
         local = without_figures(local)
     return CommitOperationAdd(path, for_repository(local, repo_id, on_hub, subfolder=place).encode())
