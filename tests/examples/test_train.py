@@ -293,6 +293,7 @@ class TestInterruption:
             stderr=subprocess.PIPE,
             text=True,
             env=environment(HF_DATASETS_CACHE=str(tmp_path / "cache")),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
         )
         assert process.stderr is not None
         seen = ""
