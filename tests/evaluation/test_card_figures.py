@@ -24,7 +24,7 @@ def drawn(names: list[str], per_class: int = 4) -> dict[str, bytes]:
 @pytest.mark.parametrize("names", [HOSTILE, ["one"], [f"number {k} of a thousand" for k in range(1000)]])
 def test_they_are_small_and_on_white(names):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # such as of letters that the font lacks
+        warnings.filterwarnings("error", "Glyph|.*not applied")  # letters that the font lacks, text without room
         files = drawn(names)
     assert files.keys() == CARD_FIGURES.keys()
     for content in files.values():
