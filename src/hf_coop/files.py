@@ -70,6 +70,15 @@ def scratch_folder(place: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write in a [`scratch_folder`], which takes the place of `path` in one step once the block is done."""
+    place = Path(path)
+    with scratch_folder(place) as folder:
+        yield folder / place.name
+        os.replace(folder / place.name, place)
+
+
+@contextmanager
 def naming_place(place: str | os.PathLike[str]) -> Iterator[None]:
     """Say in an error where it was that could not be written.
 

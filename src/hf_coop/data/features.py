@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from ..encoding.image_encoder import encode_pixels
-from ..files import scratch_folder
+from ..files import staged_file
 from ..prediction import evaluation_mode
 from ..version import __version__
 from .crops import random_view
@@ -179,9 +178,8 @@ def _map_tower(
             return mapping(None)
         with suppress(FileNotFoundError, ArrowInvalid):  # the latter of a damaged file
             return Dataset.from_file(str(cache_file))
-        with scratch_folder(cache_file) as scratch:
-            mapping(scratch / cache_file.name)
-            os.replace(scratch / cache_file.name, cache_file)
+        with staged_file(cache_file) as aside:
+            mapping(aside)
         return Dataset.from_file(str(cache_file))
     except OSError as error:
         raise OSError(

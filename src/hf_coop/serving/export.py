@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from ..files import naming_place, scratch_folder
+from ..files import naming_place, staged_file
 from ..modeling import HFCoOp
 from ..version import __version__
 from .onnx_classifier import OnnxClassifier, Preprocessing
@@ -110,10 +110,9 @@ def export_model(model: HFCoOp, path: str | os.PathLike[str], int8: bool = False
         "hf_coop_version": __version__,
     }
     expected = classifier(pixels)
-    with naming_place(path), scratch_folder(path) as scratch:
-        run = write(classifier, pixels[:2], metadata, scratch / path.name, int8)
+    with naming_place(path), staged_file(path) as aside:
+        run = write(classifier, pixels[:2], metadata, aside, int8)
         _compare(expected, torch.cat([run(pixels), run(pixels[:1])]), int8)
-        os.replace(scratch / path.name, path)
     return path
 
 
