@@ -211,6 +211,19 @@ class TestRecipes:
             CoOpTrainer(make_model(), lbfgs(tmp_path / "out", **options), embeds_dataset())
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(
+        ("options", "way_on"),
+        [
+            ({"optim": "lbfgs", "gradient_accumulation_steps": 2}, "or use optim='sgd'"),
+            ({"optim": "lbfgs", "image_views": "online"}, "or optim='sgd'"),
+            ({"recipe": "fast", "num_train_epochs": 5}, "or use recipe='paper'"),
+            ({"recipe": "paper", "max_text_passes": 5}, "give num_train_epochs instead"),
+        ],
+    )
+    def test_what_is_refused_before_anything_is_loaded(self, options, way_on):
+        with pytest.raises(ValueError, match=way_on):
+            starting_prompt(CoOpTrainingArguments(**options), CoOpConfig, {})
+
     def test_passes_without_lbfgs(self, tmp_path):
         with pytest.raises(ValueError, match="max_text_passes=9 is of optim='lbfgs'"):
             CoOpTrainer(make_model(), arguments(tmp_path, max_text_passes=9), embeds_dataset())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..demo import DEMO_SETS
-from ..training.recipes import recipe_name
+from ..training.recipes import fill_in
 from .image_sets import ImageSource, find_benchmark, find_target, fingerprint, own_images
 from .jobs import check_backend
 from .methods import Method, find_method
@@ -158,7 +158,7 @@ class Experiment:
             method, source = find_method(run.method), self.shared.sources[run.dataset]
             if method.config is None:
                 continue
-            recipe_name(training_arguments(run, self.shared, self.output_dir), method.config)
+            fill_in(training_arguments(run, self.shared, self.output_dir), method.config, num_shots=1)
             config = method.config(**method.prompt_options({**self.prompt, **run.context}, source.template))
             if find_protocol(self.protocol).other_names and config.class_specific_context:
                 raise ValueError(f"class_specific_context=True: {self.protocol} tests on classes that have no context")

@@ -50,12 +50,14 @@ def recipe_name(args: CoOpTrainingArguments, config: PromptConfig | type[PromptC
     return args.recipe
 
 
-def fill_in(args: CoOpTrainingArguments, config: PromptConfig, num_shots: int) -> CoOpTrainingArguments:
+def fill_in(
+    args: CoOpTrainingArguments, config: PromptConfig | type[PromptConfig], num_shots: int
+) -> CoOpTrainingArguments:
     """`args` with all that was left open filled in by the recipe. What was given stays.
 
     Args:
         args ([`CoOpTrainingArguments`]): as given.
-        config ([`PromptConfig`]): of the method.
+        config ([`PromptConfig`]): of the method, or its class.
         num_shots (`int`): training images of the largest class.
 
     Raises:
@@ -79,14 +81,15 @@ def fill_in(args: CoOpTrainingArguments, config: PromptConfig, num_shots: int) -
     return replace(args, **{"anchor_template": args.anchor_template or DEFAULT_TEMPLATE, **left_open, "recipe": name})
 
 
-def check_lbfgs(args: CoOpTrainingArguments, config: PromptConfig) -> None:
+def check_lbfgs(args: CoOpTrainingArguments, config: PromptConfig | type[PromptConfig]) -> None:
     """Raise `ValueError` where L-BFGS cannot do what was asked for."""
     if config.fast_recipe(1) is None:
         raise ValueError(f"optim='lbfgs' does not go with {config.label}: {config.no_fast_recipe}; use optim='sgd'")
+    other = "recipe='paper'" if args.optim is None else "optim='sgd'"
     if args.num_views is None:
         raise ValueError(
             "optim='lbfgs' needs the same loss at every evaluation, which image_views='online' does not give: use "
-            "image_views=10, say, or recipe='paper'"
+            f"image_views=10, say, or {other}"
         )
     if args.mixed_precision == "fp16":
         raise ValueError("optim='lbfgs' has no loss scale, which fp16 needs: use bf16 or full precision")
@@ -94,7 +97,7 @@ def check_lbfgs(args: CoOpTrainingArguments, config: PromptConfig) -> None:
         name, value = next(iter(given.items()))
         raise ValueError(
             f"{name}={value!r} means nothing to optim='lbfgs', whose every evaluation takes all images: leave it out "
-            "(max_text_passes bounds the evaluations), or use recipe='paper'"
+            f"(max_text_passes bounds the evaluations), or use {other}"
         )
 
 
@@ -112,7 +115,11 @@ def decisive_arguments(args: CoOpTrainingArguments) -> dict[str, Any]:
 def starting_prompt(
     args: CoOpTrainingArguments, config_class: type[PromptConfig], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options of a prompt as given, with the context that the recipe starts from where none was asked for."""
-    if recipe_name(args, config_class) == PAPER or {"n_ctx", "ctx_init"} & options.keys():
+    """The options of a prompt as given, with the context that the recipe starts from where none was asked for.
+
+    Raises:
+        ValueError: as [`fill_in`], here before images or a model are loaded.
+    """
+    if fill_in(args, config_class, num_shots=1).recipe == PAPER or {"n_ctx", "ctx_init"} & options.keys():
         return dict(options)
     return {**options, "ctx_init": config_class.fast_ctx_init}
