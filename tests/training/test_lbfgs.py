@@ -77,12 +77,13 @@ class TestOptimizer:
         assert trainer.model(**inputs).loss.item() == pytest.approx(metrics["train_loss"], rel=1e-5)
         assert metrics["train_loss"] < first
 
-    def test_it_ends_where_nothing_lower_is_found(self, tmp_path):
+    def test_it_ends_where_nothing_lower_is_found(self, tmp_path, capsys):
         """A strong weight decay has its minimum nearby."""
         trainer = CoOpTrainer(make_model(), lbfgs(tmp_path, max_text_passes=400, weight_decay=1e4), embeds_dataset())
         metrics = trainer.train().metrics
         assert metrics["text_passes"] < 400
         assert metrics["train_ended"].startswith(f"converged after {metrics['text_passes']} text passes")
+        assert f"training ended: {metrics['train_ended']}\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize("options", [{"class_specific_context": True}, {"learn_temperature": True}])
     def test_options_of_the_prompt(self, tmp_path, options):
@@ -272,6 +273,15 @@ class TestResume:
         again = learned(tmp_path, max_text_passes=30, resume_from_checkpoint="True")
         assert "max_text_passes was 10, is 30" in caplog.text
         assert again.state.losses[-1] < first.state.losses[-1]
+        assert again.state.global_step == 30
+
+    def test_another_loss_is_evaluated_anew(self, tmp_path):
+        """Beside what was found of the old one, nothing lower was found, and it ended as if it had converged."""
+        first = learned(tmp_path, max_text_passes=10)
+        again = learned(tmp_path, max_text_passes=30, weight_decay=1, resume_from_checkpoint="True")
+        losses = again.state.losses[len(first.state.losses) :]
+        assert losses[0] > first.state.losses[-1]
+        assert losses == sorted(losses, reverse=True)
         assert again.state.global_step == 30
 
     def test_checkpoints_by_passes(self, tmp_path):

@@ -708,6 +708,13 @@ class TestCheckpoints:
                 save_strategy="no",
             )
 
+    def test_a_prompt_that_nobody_could_load_is_not_saved(self, tmp_path):
+        """Layer norms make finite logits of absurd vectors too, but no checkpoint that can be gone on from."""
+        message = r"ctx holds the value .* far beyond what is learned.* after step 2 \(epoch 2/2\).*checkpoint-1"
+        with pytest.raises(FloatingPointError, match=message):
+            trained(tmp_path, learning_rate=1e10, per_device_train_batch_size=32, num_train_epochs=2)
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
+
     def test_a_loss_that_is_no_number_stops_at_its_step(self, tmp_path):
         data = embeds_dataset(8)
         embeds = torch.tensor(data["image_embeds"][:])
@@ -719,7 +726,7 @@ class TestCheckpoints:
 
         trainer = Spoilt(make_model(), arguments(tmp_path), embeds_dataset(embeds=embeds))
         with pytest.raises(
-            FloatingPointError, match=r"loss is nan at step 4 \(epoch 3\).*checkpoint-2 is the last good"
+            FloatingPointError, match=r"loss is nan at step 4 \(epoch 3/3\).*checkpoint-2 is the last good"
         ):
             trainer.train()
         assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]

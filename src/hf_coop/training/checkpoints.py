@@ -61,6 +61,11 @@ class TrainerState:
     log_history: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the last update, from 1."""
+        return self.epoch + (self.epoch_step > 0)
+
 
 def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints in a folder, the last one written last: after going back to an earlier step, not the highest."""
@@ -128,7 +133,10 @@ def find_checkpoint(resume: str | os.PathLike[str] | bool | None, output_dir: st
         path = checkpoints[-1]
     for name in (CONFIG_FILE, WEIGHTS_FILE, STATE_FILE, TENSORS_FILE):
         if not (path / name).is_file():
-            raise ValueError(f"{str(path)!r} is no checkpoint: it has no {name}")
+            raise ValueError(
+                f"{str(path)!r} is no checkpoint: it has no {name}; give a folder checkpoint-N of a run, or True for "
+                "the newest in output_dir"
+            )
     return path
 
 
@@ -211,7 +219,9 @@ def naming_checkpoint(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a file that was tampered with can end in any error
-        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged: {short(error)}") from error
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} is damaged: {short(error)}; resume from another one, or train anew"
+        ) from error
 
 
 def load_checkpoint(
@@ -311,17 +321,19 @@ def _check_same_run(checkpoint: Path, model: HFCoOp, before: dict[str, Any], now
             raise ValueError(f"{where} was trained with {name}={old.get(name)!r:.80}, now it is {new.get(name)!r:.80}")
     if before.get("labels") != now["labels"]:
         raise ValueError(f"{where} was trained on other images or another number of shots: train in another folder")
-    changed = {
-        name: (value, now["arguments"][name])
-        for name, value in before.get("arguments", {}).items()
-        if name in now["arguments"] and now["arguments"][name] != value
-    }
+    changed = changed_arguments(before, now)
     if "optim" in changed:
         was, now_is = changed["optim"]
         raise ValueError(f"{where} was trained with optim={was!r:.80}, whose state is of no use to {now_is!r}")
     if changed:
         told = ", ".join(f"{name} was {old!r:.80}, is {new!r:.80}" for name, (old, new) in changed.items())
         logger.warning("%s was made with other settings, so the result is that of neither run: %s", where, told)
+
+
+def changed_arguments(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The arguments that two runs (`TrainerState.run`) have in common and give other values."""
+    old, new = before.get("arguments", {}), now["arguments"]
+    return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
 
 
 def random_states(accelerator: Accelerator) -> dict[str, torch.Tensor]:

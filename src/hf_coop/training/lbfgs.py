@@ -149,8 +149,12 @@ class FullBatchLBFGS:
                 values[f"state.{name}"] = value
         return {f"{PREFIX}{name}": _as_tensor(value) for name, value in values.items()}
 
-    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor], same_loss: bool = True) -> None:
         """Go on from `state_tensors`, at the point that the parameters have been given.
+
+        Args:
+            tensors: of a checkpoint.
+            same_loss (`bool`): False where other settings have made it another one: what was found is then forgotten.
 
         Raises:
             ValueError: something is missing, of another shape or not finite.
@@ -173,6 +177,9 @@ class FullBatchLBFGS:
                 state.setdefault(name, [])
         if self.text_passes >= self.max_text_passes:
             self.ended = f"all {self.max_text_passes} text passes are done"
+        elif not same_loss:
+            self._known = []
+            state.clear()
         elif values.get("converged"):
             self.ended = f"converged after {self.text_passes} text passes"
 

@@ -75,7 +75,7 @@ class TrainingProgress:
             validation = f", validation accuracy {row['eval_accuracy']:.1%}" if "eval_accuracy" in row else ""
             learning_rate = f", learning rate {row['learning_rate']:.2g}" if "learning_rate" in row else ""
             print(
-                f"{self._position(epoch)}: loss {row['loss']:.4f}, training accuracy {row['accuracy']:.1%}"
+                f"{self.position(epoch)}: loss {row['loss']:.4f}, training accuracy {row['accuracy']:.1%}"
                 f"{validation}{learning_rate}, {rate:.1f} {self.unit}/s, {(self._steps - step) / rate:.0f} s left",
                 flush=True,
             )
@@ -85,14 +85,20 @@ class TrainingProgress:
             return epoch == 1 or epoch % max(1, self._steps // PLAIN_LINES) == 0 or step >= self._steps
         return epoch in (1, self.epochs) or epoch % max(1, self.epochs // PLAIN_LINES) == 0
 
-    def _position(self, epoch: int) -> str:
+    def ended(self, why: str) -> None:
+        """Say why there are no more iterations."""
+        if self.visible:
+            print(f"training ended: {why}", flush=True)
+
+    def position(self, epoch: int) -> str:
+        """What an epoch is called, from 1."""
         return f"iteration {epoch}" if self.epochs is None else f"epoch {epoch}/{self.epochs}"
 
     def _show(self, epoch: int, step: int, loss: float, accuracy: float) -> None:
         self._bar.update(
             self._task,
             completed=step,
-            epoch=self._position(epoch),
+            epoch=self.position(epoch),
             loss=f"{loss:.4f}",
             accuracy=f"{accuracy:.1%}",
         )

@@ -18,6 +18,7 @@ from ..hub import CardDetails, check_push
 from ..modeling import HFCoOp
 from ..prediction import evaluation_mode
 from ..tuners.layer import tensor_versions
+from ..tuners.model import check_values
 from .arguments import CoOpTrainingArguments
 from .processes import gather_shares, make_accelerator, own_share
 
@@ -142,6 +143,19 @@ class PromptRun:
             min_score=min_score,
             training=recipe,
         )
+
+    @torch.no_grad()
+    def prompt_fault(self) -> str:
+        """What is wrong with the learned values, so that nobody could load or use them; empty where nothing is."""
+        try:
+            for name, value in self.model.prompt_layer.active_learner.named_parameters():
+                check_values(name, value)
+        except ValueError as error:
+            return str(error)
+        image = torch.ones(1, self.model.clip.config.projection_dim, device=self.accelerator.device)
+        with self.accelerator.autocast():
+            logits = self.model(image_embeds=image).logits
+        return "" if logits.isfinite().all() else "the logits are not finite"
 
     def _logits(self, embeds: torch.Tensor) -> torch.Tensor:
         """Logits `(N, K)` of features `(N, D)`: each process computes an equal share, in order, and gets them all."""

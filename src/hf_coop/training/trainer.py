@@ -19,6 +19,7 @@ from ..modeling import HFCoOp
 from .arguments import LBFGS, CoOpTrainingArguments
 from .checkpoints import (
     TrainerState,
+    changed_arguments,
     check_output_dir,
     lies_in,
     list_checkpoints,
@@ -154,6 +155,7 @@ class CoOpTrainer(PromptRun):
         }
         if self._lbfgs is not None:
             metrics |= {"text_passes": self._lbfgs.text_passes, "train_ended": self._lbfgs.ended}
+            self._progress.ended(self._lbfgs.ended)
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
     def _start(self, checkpoint: Any) -> None:
@@ -178,7 +180,6 @@ class CoOpTrainer(PromptRun):
             self.state, extra = load_checkpoint(checkpoint, self.model, self.optimizer, run)
             with naming_checkpoint(checkpoint):
                 set_random_states(self.accelerator, extra)
-        self.state.run = run
         self._best = BestPrompt(self.args, self.state.epoch, extra)
         self._pending: list[torch.Tensor] = []  # loss and accuracy of updates that nobody has read yet
         self.encode_datasets()
@@ -191,8 +192,10 @@ class CoOpTrainer(PromptRun):
         if with_lbfgs:
             self._lbfgs = FullBatchLBFGS(self._gradients, embeds, labels.to(device), self.args)
             if checkpoint is not None:
+                changed = changed_arguments(self.state.run, run).keys() - {"max_text_passes"}
                 with naming_checkpoint(checkpoint):
-                    self._lbfgs.load_state_tensors(extra)
+                    self._lbfgs.load_state_tensors(extra, same_loss=not changed)
+        self.state.run = run
 
     def _recipe(self) -> dict[str, Any]:
         """The settings that decide what is learned."""
@@ -204,17 +207,20 @@ class CoOpTrainer(PromptRun):
             if self._lbfgs.ended if self._lbfgs is not None else self.state.epoch >= self.num_train_epochs:
                 return
             yield self.state.epoch
+        if self._lbfgs is not None:
+            self._lbfgs.ended = f"no higher validation accuracy in {self.args.early_stopping_patience} iterations"
 
     def _iterate(self, lbfgs: FullBatchLBFGS) -> None:
         """One iteration of L-BFGS, in the place of an epoch."""
         self.model.train()
+        self.state.epoch_step = 1
         try:
             found = lbfgs.step()
         except FloatingPointError as error:
             raise FloatingPointError(self._not_finite(f"{error} after {lbfgs.text_passes} text passes")) from error
         self.state.losses.append(found.loss)
         self.state.accuracies.append(found.accuracy)
-        self.state.epoch_step, self.state.global_step = 1, lbfgs.text_passes
+        self.state.global_step = lbfgs.text_passes
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
@@ -323,16 +329,10 @@ class CoOpTrainer(PromptRun):
             self.state.losses.append(loss)
             self.state.accuracies.append(accuracy)
 
-    @torch.no_grad()
     def _check_prompt(self) -> None:
         """Raise `FloatingPointError` where the last update has spoilt the prompt; its loss is measured before it."""
-        image = torch.ones(1, self.model.clip.config.projection_dim, device=self.accelerator.device)
-        with self.accelerator.autocast():
-            logits = self.model(image_embeds=image).logits
-        if not logits.isfinite().all():
-            raise FloatingPointError(
-                self._not_finite(f"the logits are not finite after step {self.state.global_step}")
-            )
+        if fault := self.prompt_fault():
+            raise FloatingPointError(self._not_finite(f"{fault} after {self._unit} {self.state.global_step}"))
 
     def _not_finite(self, what: str) -> str:
         kept = list_checkpoints(self.args.output_dir)
@@ -340,7 +340,7 @@ class CoOpTrainer(PromptRun):
         way_on = "Try full precision, or other images"
         if self.optimizer is not None:
             way_on = f"Try a learning_rate below {self.optimizer.param_groups[0]['lr']:g}"
-        return f"{what} (epoch {self.state.epoch + 1}): stopped; {good}. {way_on}"
+        return f"{what} ({self._progress.position(self.state.last_epoch)}): stopped; {good}. {way_on}"
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-{step}` into `output_dir`, and delete the oldest beyond `save_total_limit`."""
@@ -361,7 +361,7 @@ class CoOpTrainer(PromptRun):
     def _stop(self) -> None:
         self.save_checkpoint()
         raise KeyboardInterrupt(
-            f"stopped after {self._unit} {self.state.global_step} (epoch {self.state.epoch + 1}); saved "
+            f"stopped after {self._unit} {self.state.global_step}; saved "
             f"{os.path.join(self.args.output_dir, f'checkpoint-{self.state.global_step}')}. To go on, run the "
             "same again with resume_from_checkpoint=True (--resume_from_checkpoint True)"
         )
