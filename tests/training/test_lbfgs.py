@@ -322,13 +322,25 @@ from test_trainer import *
 from test_lbfgs import lbfgs
 import torch.multiprocessing as mp
 
+class Killed(Exception):
+    pass
+
+def kill(trainer, row):
+    if row['epoch'] == 2:
+        raise Killed
+
 def work(rank, count, port, out, method, kind, names):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), ACCELERATE_USE_CPU='1',
                       MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
     torch.set_num_threads(1)
     model = make_model(method=method, seed=rank, learn_temperature=method != 'cocoop')  # each draws another context
     if kind == 'lbfgs':
-        args = lbfgs(out, max_text_passes=6, anchor_weight=0.1, save_strategy='no')
+        args = lbfgs(out, max_text_passes=6, anchor_weight=0.1, resume_from_checkpoint='True')
+        trainer = CoOpTrainer(model, args, embeds_dataset(), callbacks=[kill])
+        try:
+            trainer.train()
+        except Killed:
+            trainer.accelerator.wait_for_everyone()
     else:
         batch = 12 // count
         args = arguments(out, per_device_train_batch_size=batch, save_strategy='no', dataloader_drop_last=False,
@@ -359,7 +371,7 @@ if __name__ == '__main__':
     ],
 )
 def test_any_number_of_processes_learns_the_same(tmp_path, method, kind, counts):
-    """Also more processes than the five classes, whose shares are then partly empty."""
+    """Also more processes than the five classes, with partly empty shares; with L-BFGS also killed and resumed."""
     import socket
 
     with socket.socket() as free:

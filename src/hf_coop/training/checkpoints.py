@@ -351,6 +351,6 @@ def set_random_states(accelerator: Accelerator, states: dict[str, torch.Tensor])
     """Go on from `random_states`, unless they are of another number of processes."""
     if len(states["random.cpu"]) != accelerator.num_processes:
         return
-    torch.set_rng_state(states["random.cpu"][accelerator.process_index])
+    torch.set_rng_state(states["random.cpu"][accelerator.process_index].clone())  # of a view it reads another place
     if "random.cuda" in states and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(states["random.cuda"][accelerator.process_index])
+        torch.cuda.set_rng_state(states["random.cuda"][accelerator.process_index].clone())
