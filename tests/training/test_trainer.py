@@ -157,6 +157,7 @@ class TestArguments:
             ({"image_views": "many"}, "got 'many'"),
             ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 or more, got 0"),
             ({"learning_rate": math.nan}, "learning_rate must be 0 or more, got nan"),
+            ({"learning_rate": "0.1"}, "learning_rate must be 0 or more, got '0.1'"),
             ({"num_train_epochs": -3}, "num_train_epochs must be 1 or more, got -3"),
             ({"save_strategy": "best"}, "save_strategy must be one of no, steps, epoch"),
             ({"bf16": True, "fp16": True}, "choose one"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 from ..data.features import FEATURE_DTYPES
@@ -219,7 +220,7 @@ class CoOpTrainingArguments:
 
     def _check_at_least(self, name: str, low: int) -> None:
         value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and value >= low):
+        if value is not None and not (isinstance(value, Real) and low <= float(value) < math.inf):
             raise ValueError(f"{name} must be {low} or more, got {value!r}")
 
     @property
