@@ -115,6 +115,11 @@ class TestFigures:
         assert order == ["cat taken for dog", "dog taken for cat", "dog taken for owl"]
         assert "nothing changed" in texts(figures.changed_pairs(labels, before, before, ["cat", "dog", "owl"]))
 
+    def test_accuracy_where_every_class_has_the_same(self):
+        labels = np.array([0, 1, 2])
+        (axes,) = figures.accuracy_by_class(labels, labels, labels, ["cat", "dog", "owl"]).axes
+        assert axes.get_xlim() == (-5, 105)
+
     def test_accuracy_by_class_by_hand(self):
         labels, before = np.array([0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 3])
         after = np.array([0, 0, 1, 0, 3])

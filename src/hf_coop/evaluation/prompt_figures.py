@@ -254,7 +254,10 @@ def accuracy_by_class(labels: np.ndarray, before: np.ndarray, after: np.ndarray,
     more = "" if shown is ranked else f"\nat most {MAX_BARS} of each are shown"
     before_in_percent, after_in_percent = ((100 * accuracy[shown]).tolist() for accuracy in (old, new))
     shown_names = [names[k] for k in shown]
-    return _from_to(shown_names, before_in_percent, after_in_percent, "accuracy in %", f"Classes: {title}{more}")
+    figure = _from_to(shown_names, before_in_percent, after_in_percent, "accuracy in %", f"Classes: {title}{more}")
+    if len({*before_in_percent, *after_in_percent}) < 2:  # around one value the axis would go beyond 100 %
+        figure.axes[0].set_xlim(-5, 105)
+    return figure
 
 
 def class_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
