@@ -12,6 +12,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from conftest import CLASSNAMES, PARITY
 from crafted_files import few_shot_features
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
+from tqdm import tqdm
 
 from hf_coop import CoOpTrainer, CoOpTrainingArguments, HFCoOp
 from hf_coop.data.feature_cache import feature_cache
@@ -226,6 +228,7 @@ def full(folder: Path, rounds: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads do not survive a fork
+    tqdm.set_lock(threading.RLock())  # its own is shared by what is forked, and a killed child would hold it for ever
     scenarios = {"save": save, "both": both, "cache": cache, "full": full}
     scenarios |= {"sgd": partial(train, optim="sgd"), "lbfgs": partial(train, optim="lbfgs")}
     seen = {}
