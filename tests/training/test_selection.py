@@ -64,6 +64,18 @@ def test_early_stopping(tmp_path, recipe):
     assert torch.equal(context(trainer), contexts[-1])  # the best one is kept only if that is asked for too
 
 
+def test_other_patience_leaves_the_loss_as_it_is(tmp_path):
+    """L-BFGS forgot what it had found of it, as if the loss were another one."""
+    whole, contexts, _ = trained(tmp_path / "whole", early_stopping_patience=9, **LBFGS)
+    stopped, *_ = trained(tmp_path / "stopped", early_stopping_patience=2, **LBFGS)
+    assert stopped.state.global_step < whole.state.global_step
+    again, *_ = trained(
+        tmp_path / "stopped", list_checkpoints(tmp_path / "stopped")[-1], early_stopping_patience=9, **LBFGS
+    )
+    assert again.state.log_history == whole.state.log_history
+    assert torch.equal(context(again), contexts[-1])
+
+
 def test_resumed_it_chooses_the_same(tmp_path):
     options = {**STEPS, "load_best_model_at_end": True, "early_stopping_patience": 4, "save_total_limit": None}
     whole, _, metrics = trained(tmp_path / "whole", **options)

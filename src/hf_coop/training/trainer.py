@@ -192,7 +192,7 @@ class CoOpTrainer(PromptRun):
         if with_lbfgs:
             self._lbfgs = FullBatchLBFGS(self._gradients, embeds, labels.to(device), self.args)
             if checkpoint is not None:
-                changed = changed_arguments(self.state.run, run).keys() - {"max_text_passes"}
+                changed = changed_arguments(self.state.run, run).keys() - {"max_text_passes", *self.args.selection}
                 with naming_checkpoint(checkpoint):
                     self._lbfgs.load_state_tensors(extra, same_loss=not changed)
         self.state.run = run
